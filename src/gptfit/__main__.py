@@ -1,0 +1,5 @@
+"""``python -m gptfit``."""
+
+from gptfit.cli import main
+
+main()
