@@ -12,6 +12,8 @@ from dataclasses import dataclass
 class GptfitError(Exception):
     """Base of every error that the user, not gptfit, can put right."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Problem:

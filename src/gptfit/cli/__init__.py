@@ -1,5 +1,47 @@
-"""The command line."""
+"""The command line: argument parsing and printing, nothing else. Each verb imports what it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptfit.cli import configs, generating, training
+from gptfit.cli.console import CommandGroup
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fit a GPT-2 to your data, your machine and your time.",
+    epilog="Start with: gptfit fit my-text.txt --time 2m",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gptfit import __version__
+
+        print(f"gptfit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Options before the verb."""
+
+
+for module in (training, generating, configs):
+    module.register(app)
 
 
 def main() -> None:
-    """Placeholder until the verbs land."""
+    """The ``gptfit`` command."""
+    app()

@@ -1,0 +1,247 @@
+"""The light verbs: show, presets, lint, new. None of them imports torch or numpy."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptfit.cli.console import print_json, stderr, stdout, table
+from gptfit.cli.overrides import SETTINGS, split_overrides
+from gptfit.config import Recipe, find_preset, presets
+from gptfit.config.presets import Preset, name_claims
+from gptfit.errors import ConfigError
+from gptfit.plan import lint as linter
+from gptfit.plan.params import LETTERS, ParameterCount, count_parameters
+
+SECTIONS = ("model", "data", "train", "run")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.command("show", context_settings=SETTINGS)(show)
+    app.command("presets")(list_presets)
+    app.command("lint", context_settings=SETTINGS)(lint)
+    app.command("new", context_settings=SETTINGS)(new)
+
+
+def show(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT [KEY=VALUE]...",
+            help="A preset, a recipe or config file, a run, or a checkpoint folder; then changes.",
+        ),
+    ],
+    formula: Annotated[bool, typer.Option("--formula", help="Show how the count comes about.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a configuration: every value with its origin, and the parameters by component."""
+    recipe, kind = read_recipe(what)
+    count = count_parameters(recipe.model)
+    if as_json:
+        values = {"recipe": recipe.to_dict(), "origins": recipe.origins, "parameters": asdict(count)}
+        print_json(values)
+        return
+    console = stdout()
+    console.print(f"[bold]{recipe.name or what[0]}[/] ({kind}), {count.total:,} parameters\n")
+    console.print(_values_table(recipe))
+    console.print()
+    console.print(_parameters_table(recipe, count, formula))
+    if formula:
+        console.print(f"\n{LETTERS}, u 1 if untied else 0")
+    console.print(f"\n{_conventions(count)}")
+
+
+def read_recipe(arguments: list[str]) -> tuple[Recipe, str]:
+    """The recipe that a word on the command line means, with its overrides, and what it was."""
+    paths, overrides = split_overrides(arguments)
+    if len(paths) != 1:
+        raise ConfigError(f"expected one preset, file or folder, got {', '.join(paths) or 'none'}")
+    path = Path(paths[0])
+    if (path / "recipe.toml").is_file():
+        return Recipe.resolve(file=path / "recipe.toml", overrides=overrides), "run"
+    if (path / "config.json").is_file():
+        return Recipe.resolve(file=path / "config.json", overrides=overrides), "checkpoint"
+    if path.is_dir():
+        raise ConfigError(f"{path} holds neither a recipe.toml nor a config.json")
+    if path.is_file():
+        return Recipe.resolve(file=path, overrides=overrides), "file"
+    preset = find_preset(paths[0])
+    if preset.name != paths[0] and (note := preset.note(paths[0])):
+        stderr().print(f"note: {note}")
+    return Recipe.resolve(preset=preset.name, overrides=overrides), "preset"
+
+
+def _values_table(recipe: Recipe) -> Any:
+    result = table("field", "value", "origin")
+    for section, values in recipe.to_dict(resolved=True).items():
+        if section not in SECTIONS:
+            continue
+        for name, value in values.items():
+            key = f"{section}.{name}"
+            origin = recipe.origins[key]
+            style = "dim" if origin == "default" else ""
+            result.add_row(key, _shown(value), origin, style=style)
+    return result
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) or '""'
+
+
+def _parameters_table(recipe: Recipe, count: ParameterCount, formula: bool) -> Any:
+    columns = ["component", *(["formula", "numbers"] if formula else []), "parameters", "share"]
+    result = table(*columns, right=("parameters", "share"))
+    for item in count.components:
+        how = [item.formula, item.numbers] if formula else []
+        result.add_row(item.name, *how, f"{item.count:,}", f"{item.count / count.total:.1%}")
+    result.add_row("total", *([""] * (len(columns) - 3)), f"{count.total:,}", "", style="bold")
+    return result
+
+
+def _conventions(count: ParameterCount) -> str:
+    return (
+        f"tied {count.tied:,} · untied {count.untied:,} · without embeddings "
+        f"{count.non_embedding:,} · without positions (nanoGPT's figure) {count.without_positions:,}"
+    )
+
+
+def list_presets(as_json: Json = False) -> None:
+    """List the presets with their exact parameter counts."""
+    if as_json:
+        rows = [(preset, count_parameters(preset.config)) for preset in presets()]
+        print_json([_preset_values(preset, count) for preset, count in rows])
+        return
+    right = ("parameters", "layers", "heads", "width", "context", "vocab")
+    result = table("preset", *right, "about", right=right)
+    for preset in presets():
+        config, count = preset.config, count_parameters(preset.config)
+        sizes = (config.n_layer, config.n_head, config.n_embd, config.n_positions, config.vocab_size)
+        about = preset.description
+        if off := _name_is_off(preset, count.total):
+            about += f" [yellow]({off})[/]"
+        result.add_row(preset.name, f"{count.total:,}", *map(str, sizes), about)
+    stdout().print(result)
+    stderr().print("\nSee one with: gptfit show NAME; train one with: gptfit train NAME --data FILE")
+
+
+def _preset_values(preset: Preset, count: ParameterCount) -> dict[str, Any]:
+    return {
+        "name": preset.name,
+        "aliases": list(preset.aliases),
+        "description": preset.description,
+        "source": preset.source,
+        "parameters": count.total,
+        "model": preset.config.to_dict(),
+    }
+
+
+def _name_is_off(preset: Preset, total: int) -> str:
+    claim = name_claims(preset)
+    if claim is None or abs(total / claim - 1) <= 0.05:
+        return ""
+    return f"{preset.name} is really {total / 1e6:.0f}M"
+
+
+def lint(
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="WHAT [KEY=VALUE]...", help="As for show."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a configuration; exit code 2 if it cannot run."""
+    try:
+        findings = linter.lint(read_recipe(what)[0])
+    except ConfigError as error:
+        findings = linter.hard_findings(error)
+        if not any(finding.field for finding in findings):
+            raise
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        _print_findings(findings)
+    if any(finding.severity == linter.ERROR for finding in findings):
+        raise typer.Exit(2)
+
+
+def _print_findings(findings: list[linter.Finding]) -> None:
+    from rich.markup import escape
+
+    console = stdout()
+    colours = {linter.ERROR: "red", linter.WARNING: "yellow", linter.HINT: "cyan"}
+    for finding in findings:
+        colour = colours[finding.severity]
+        console.print(
+            f"[{colour}]{finding.severity}[/] {finding.code} {escape(finding.field)}: "
+            f"{escape(finding.message)}" + (f"; {escape(finding.fix)}" if finding.fix else ""),
+            soft_wrap=True,
+        )
+    if not findings:
+        console.print("nothing to remark")
+
+
+def new(
+    path: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE [KEY=VALUE]...", help="The .toml or .json file to write."),
+    ],
+    preset: Annotated[str | None, typer.Option(help="The preset to start from.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a recipe file: from flags, or by asking when there is a terminal and nothing is given."""
+    paths, overrides = split_overrides(path)
+    if len(paths) != 1:
+        raise ConfigError(f"expected one file to write, got {', '.join(paths) or 'none'}")
+    target = Path(paths[0])
+    if target.suffix not in (".toml", ".json"):
+        raise ConfigError(f"{target}: a recipe file ends in .toml or .json")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists; give another name, or --force to replace it")
+    if preset is None and not overrides and sys.stdin.isatty():
+        preset, overrides = _ask()
+    recipe = Recipe.resolve(preset=preset, overrides=overrides)
+    recipe.save(target)
+    stderr().print(
+        f"wrote {target}: {count_parameters(recipe.model).total:,} parameters. "
+        f"Look: gptfit show {target}; train: gptfit train {target} --data FILE",
+        soft_wrap=True,
+    )
+
+
+QUESTIONS = (
+    ("n_layer", "layers"),
+    ("n_head", "attention heads"),
+    ("n_embd", "width (a multiple of the heads)"),
+    ("n_positions", "context length in tokens"),
+    ("dropout", "dropout"),
+    ("max_steps", "training steps"),
+)
+
+
+def _ask() -> tuple[str, list[str]]:
+    names = ", ".join(preset.name for preset in presets())
+    stderr().print(f"presets: {names}")
+    name = typer.prompt("start from preset", default="nanogpt-shakespeare-char-cpu", err=True)
+    base = Recipe.resolve(preset=name)
+    answers = []
+    for key, question in QUESTIONS:
+        current = base.model.resid_pdrop if key == "dropout" else getattr(base.train, key, None)
+        current = getattr(base.model, key, current) if key != "dropout" else current
+        answer = typer.prompt(f"{question} [{key}]", default=_shown(current), err=True)
+        if answer != _shown(current):
+            answers.append(f"{key}={answer}")
+    return name, answers

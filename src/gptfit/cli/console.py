@@ -1,0 +1,63 @@
+"""How results and errors reach the person: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gptfit.errors import GptfitError
+
+PIPED_WIDTH = 120
+
+
+def stdout() -> Console:
+    """For results."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def stderr() -> Console:
+    """For progress and remarks."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table without frames; ``right`` names the columns of numbers."""
+    result = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        result.add_column(column, justify="right" if column in right else "left")
+    return result
+
+
+class CommandGroup(typer.core.TyperGroup):
+    """Turns gptfit's own errors into one line and an exit code; anything else is a bug's traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GptfitError as error:
+            if ctx.params.get("debug"):
+                raise
+            stderr().print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            stderr().print("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader has left; there is nobody to tell
+            raise typer.Exit(0) from None
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,44 @@
+"""Telling paths from ``key=value`` settings in what a command line leaves over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gptfit.config.recipe import parse_overrides
+from gptfit.errors import ConfigError
+
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Typer context settings of verbs that take overrides."""
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(paths, overrides as key=value): ``n_layer=6``, ``--n_layer=6`` and ``--n-layer 6`` all count."""
+    paths, settings = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("--"):
+            settings.append(argument)
+            if "=" not in argument and (value := next(rest, None)) is not None:
+                settings.append(value)
+        elif re.match(r"[A-Za-z_][\w.]*=", argument):
+            settings.append(argument)
+        else:
+            paths.append(argument)
+    return paths, parse_overrides(settings)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``2m``, ``1h30m``.
+
+    >>> parse_duration("1h30m"), parse_duration("90")
+    (5400.0, 90.0)
+    """
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not text or not parts or not any(parts.groups()):
+        raise ConfigError(f"--time {text!r} is no duration; write 90s, 2m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise ConfigError("--time must be positive")
+    return total

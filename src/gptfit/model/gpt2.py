@@ -1,0 +1,147 @@
+"""GPT-2 as a language model. Letters as in ``layers``, and V vocabulary."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptfit.config import GPT2Config
+from gptfit.model.kv_cache import KVCache
+from gptfit.model.layers import Embedding, Linear, TransformerBlock
+from gptfit.plan.manifest import manifest
+
+IGNORED = -100
+"""Targets with this value do not count in the loss (Hugging Face's convention)."""
+
+
+class GPT2(nn.Module):
+    """The language model; its ``state_dict`` is ``manifest(config)``.
+
+    With ``pad_vocab_to_multiple`` the embedding and the head carry rows beyond the vocabulary, for
+    the sake of fast matrix shapes. They are invisible outside: logits have V columns, and
+    ``state_dict`` of ``formats`` leaves them out.
+    """
+
+    def __init__(self, config: GPT2Config, pad_vocab_to_multiple: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        V, C = round_up(config.vocab_size, pad_vocab_to_multiple), config.n_embd
+        self.wte = Embedding(V, C)
+        self.wpe = Embedding(config.n_positions, C)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(C, config.layer_norm_epsilon, bias=config.bias)
+        self.lm_head = Linear(C, V, bias=False)
+        self.tie_weights()
+        if not self.wte.weight.is_meta:
+            self.init_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the token embedding, where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw every parameter as the manifest says; padded rows are zero."""
+        for spec in manifest(self.config):
+            if not spec.tied_to:
+                weight = self.get_parameter(spec.name)
+                rows = weight[: spec.shape[0]]
+                weight.zero_()
+                if spec.init_std:
+                    rows.normal_(spec.init_mean, spec.init_std, generator=generator)
+                else:
+                    rows.fill_(spec.init_mean)
+
+    @overload
+    def forward(
+        self,
+        idx: Tensor,
+        targets: None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor: ...
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits (B, T, V) of the token ids (B, T); with ``targets`` (B, T) the mean loss instead.
+
+        The loss is in nats per target; targets of -100 are left out. ``mask`` (B, T + past) is True
+        at real tokens and False at padding, on the left; positions then count real tokens only.
+        With a ``cache`` the ids continue what it holds. ``last_only`` computes the logits of the
+        last position only, (B, 1, V).
+        """
+        past = cache.length if cache is not None else 0
+        x = self.hidden(idx, positions, attention_mask(mask, idx.shape[1], past, idx.device), cache)
+        if targets is not None:
+            return self.loss(x, targets)
+        return self.logits(x[:, -1:] if last_only else x)
+
+    def hidden(
+        self,
+        idx: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, C). ``mask`` (B, 1, T, S) as attention takes it; None: causal."""
+        past, T = (cache.length if cache is not None else 0), idx.shape[1]
+        if past + T > self.config.n_positions and positions is None:
+            raise ValueError(
+                f"{past + T} tokens do not fit the context of {self.config.n_positions} positions"
+            )
+        if positions is None:
+            positions = torch.arange(past, past + T, device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(positions))
+        for block in self.h:
+            x = block(x, mask, cache)
+        if cache is not None:
+            cache.advance(T)
+        return self.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Hidden states (..., C) to logits (..., V), without the padded columns."""
+        return self.lm_head(x)[..., : self.config.vocab_size]
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of hidden states (B, T, C) against targets (B, T)."""
+        logits = self.logits(x).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+
+def attention_mask(mask: Tensor | None, T: int, past: int, device: torch.device) -> Tensor | None:
+    """Who may look at whom, (B, 1, T, past + T), or None where plain causal attention says it all.
+
+    A padded query would see nothing, and a softmax over nothing is NaN: it may look at itself.
+    """
+    if mask is None and (past == 0 or T == 1):
+        return None
+    S = past + T
+    causal = torch.ones(T, S, dtype=torch.bool, device=device).tril(past)
+    if mask is None:
+        return causal[None, None]
+    itself = torch.eye(S, dtype=torch.bool, device=device)[past:]
+    return (causal & mask[:, None, None, :].bool()) | itself
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below ``number``."""
+    return -(-number // multiple) * multiple

@@ -1,0 +1,279 @@
+"""The training loop. It knows steps, budgets and checkpoints; it prints nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptfit.config import Recipe
+from gptfit.data import Sampler, TokenDataset
+from gptfit.errors import ConfigError, GptfitError, Problem
+from gptfit.generate import Evaluation, SamplingOptions, evaluate, generate_text
+from gptfit.model import GPT2
+from gptfit.plan.flops import training_flops_per_token
+from gptfit.plan.params import count_parameters
+from gptfit.train.checkpoint import CheckpointStore, TrainingState
+from gptfit.train.device import Device
+from gptfit.train.events import (
+    Evaluated,
+    Event,
+    Listener,
+    MetricsFile,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+)
+from gptfit.train.interrupt import Interrupt
+from gptfit.train.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from gptfit.train.schedule import learning_rate
+
+METRICS = "metrics.jsonl"
+
+
+class TrainingDivergedError(GptfitError):
+    """The loss or the gradient is not finite any more; the last checkpoint is."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of ``Trainer.run`` ended."""
+
+    step: int
+    evaluation: Evaluation
+    best_loss: float
+    best_step: int
+    interrupted: bool
+    elapsed_seconds: float
+
+
+class Trainer:
+    """One run on one device: a model, its data, and the folder that holds what must last."""
+
+    def __init__(
+        self, run: Path, recipe: Recipe, dataset: TokenDataset, model: GPT2, device: Device
+    ) -> None:
+        self.run_folder = run
+        self.recipe = recipe
+        self.dataset = dataset
+        self.model = model
+        self.device = device
+        self.optimizer = make_optimizer(model, recipe.train)
+        self.sampler = Sampler(
+            dataset.train, recipe.model.n_positions, recipe.train.batch_size, recipe.train.seed
+        )
+        self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
+        self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
+        self.metrics = MetricsFile(run / METRICS)
+        self._require_budget()
+
+    def restore(self) -> None:
+        """Continue from the run's last checkpoint, whose weights the model already has."""
+        _, self.state, moments = self.checkpoints.load_last()
+        restore_optimizer(self.model, self.optimizer, moments, self.state.step)
+
+    def run(self, listener: Listener, interrupt: Interrupt) -> Outcome:
+        """Train until the budget is spent or ``interrupt`` is set; the run folder is whole either way."""
+        self._listener = listener
+        self._started = time.perf_counter() - self.state.elapsed_seconds
+        parameters = count_parameters(self.recipe.model).total
+        self._tell(Started(self.state.step, self.device.name, self.device.dtype_name, parameters))
+        train = self.recipe.train
+        evaluation = None
+        self._reset_interval()
+        while self.progress() < 1 and not interrupt.is_set:
+            evaluation = None
+            self._step()
+            if self.state.step % train.log_interval == 0:
+                self._log()
+            if self.state.step % train.eval_interval == 0 and self.progress() < 1:
+                evaluation = self._milestone()
+        evaluation = evaluation or self._milestone(sample=not interrupt.is_set)
+        assert self.state.best_loss is not None
+        assert self.state.best_step is not None
+        return Outcome(
+            self.state.step,
+            evaluation,
+            self.state.best_loss,
+            self.state.best_step,
+            interrupt.is_set and self.progress() < 1,
+            self.elapsed_seconds(),
+        )
+
+    def progress(self) -> float:
+        """Share of the budget spent, 0 to 1: of the budget that is nearest to its end."""
+        train, step = self.recipe.train, self.state.step
+        shares = [0.0]
+        if train.max_steps is not None:
+            shares.append(step / train.max_steps)
+        if train.max_tokens is not None:
+            shares.append(step * self.tokens_per_step / train.max_tokens)
+        if train.max_seconds is not None:
+            shares.append(self.elapsed_seconds() / train.max_seconds)
+        return min(1.0, max(shares))
+
+    def elapsed_seconds(self) -> float:
+        """Time spent in ``run``, over all resumes."""
+        return time.perf_counter() - self._started
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step sees."""
+        return self.recipe.train.batch_size * self.recipe.model.n_positions
+
+    def _step(self) -> None:
+        train = self.recipe.train
+        rate = learning_rate(train, self.state.step, self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._accumulate_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), train.grad_clip or math.inf, foreach=True
+        )
+        # The norm is finite only if every gradient is, and the loss is not NaN where they are.
+        if not torch.isfinite(norm):
+            raise self._diverged(loss.item())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state = replace(self.state, step=self.state.step + 1)
+        self._interval_loss += loss
+        self._interval_steps += 1
+        self._last_rate, self._last_norm = rate, norm
+
+    def _accumulate_gradients(self) -> Tensor:
+        """Forward and backward of one batch in micro-batches; the mean loss, still on the device."""
+        train, step = self.recipe.train, self.state.step
+        # Dropout, like the batch, follows from seed and step alone: nothing to save for a resume.
+        torch.manual_seed(train.seed * 1_000_003 + step)
+        batch = [
+            torch.from_numpy(array).to(self.device.torch_device, non_blocking=True)
+            for array in self.sampler.batch(step)
+        ]
+        total = torch.zeros((), device=self.device.torch_device)
+        parts = [part.split(train.micro_batch_size) for part in batch]
+        for inputs, targets in zip(*parts, strict=True):
+            with self.device.autocast():
+                loss = self.model(inputs, targets) / len(parts[0])
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _log(self) -> None:
+        loss = (self._interval_loss / self._interval_steps).item()
+        seconds = time.perf_counter() - self._interval_started
+        rate = self._interval_steps * self.tokens_per_step / seconds
+        peak = self.device.peak_flops
+        mfu = rate * training_flops_per_token(self.recipe.model) / peak if peak else None
+        self._tell(
+            Stepped(
+                step=self.state.step,
+                loss=loss,
+                learning_rate=self._last_rate,
+                grad_norm=self._last_norm.item(),
+                tokens=self.state.step * self.tokens_per_step,
+                epoch=self.sampler.epoch(self.state.step),
+                tokens_per_second=rate,
+                elapsed_seconds=self.elapsed_seconds(),
+                progress=self.progress(),
+                model_flops_utilization=mfu,
+            )
+        )
+        self._reset_interval()
+
+    def _reset_interval(self) -> None:
+        self._interval_loss = torch.zeros((), device=self.device.torch_device)
+        self._interval_steps = 0
+        self._interval_started = time.perf_counter()
+
+    def _milestone(self, sample: bool = True) -> Evaluation:
+        """Evaluate, sample, save."""
+        started = time.perf_counter()
+        evaluation = evaluate(
+            self.model, self.dataset.val, self.recipe.train.eval_tokens, self.device.autocast()
+        )
+        if not math.isfinite(evaluation.loss):
+            raise self._diverged(evaluation.loss)
+        is_best = self.state.best_loss is None or evaluation.loss < self.state.best_loss
+        if is_best:
+            self.state = replace(
+                self.state, best_loss=evaluation.loss, best_step=self.state.step
+            )
+        self._tell(
+            Evaluated(
+                step=self.state.step,
+                loss=evaluation.loss,
+                bits_per_byte=self.bits_per_byte(evaluation),
+                tokens=evaluation.tokens,
+                is_best=is_best,
+                elapsed_seconds=self.elapsed_seconds(),
+            )
+        )
+        if sample and self._samples_now():
+            self._tell(Sampled(self.state.step, self.recipe.run.sample_prompt, self.sample()))
+        self._save(is_best)
+        self._interval_started += time.perf_counter() - started  # not training time
+        return evaluation
+
+    def bits_per_byte(self, evaluation: Evaluation) -> float | None:
+        """None where the size of the validation text is not known."""
+        tokens_per_byte = self.dataset.val_tokens_per_byte
+        return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
+
+    def sample(self) -> str:
+        """A text of the model as it stands, after the recipe's prompt."""
+        run = self.recipe.run
+        options = SamplingOptions(temperature=0.8, top_k=50, seed=self.recipe.train.seed)
+        self.model.eval()
+        with self.device.autocast():
+            pieces = generate_text(
+                self.model, self.dataset.tokenizer, run.sample_prompt, run.sample_tokens, options
+            )
+            text = run.sample_prompt + "".join(piece[0] for piece in pieces)
+        self.model.train()
+        return text
+
+    def _samples_now(self) -> bool:
+        interval = self.recipe.train.sample_interval
+        if interval is None:
+            return True
+        return interval > 0 and self.state.step % interval == 0
+
+    def _save(self, is_best: bool) -> None:
+        self.state = replace(self.state, elapsed_seconds=self.elapsed_seconds())
+        folder = self.checkpoints.save(
+            self.model,
+            self.dataset.tokenizer,
+            optimizer_state(self.model, self.optimizer),
+            self.state,
+            is_best,
+        )
+        self._tell(Saved(self.state.step, folder.name))
+
+    def _tell(self, event: Event) -> None:
+        self.metrics.append(event)
+        self._listener(event)
+
+    def _diverged(self, loss: float) -> TrainingDivergedError:
+        where = (
+            f"the last checkpoint is whole: {self.checkpoints.folder / 'last'}"
+            if (self.checkpoints.folder / "last.json").is_file()
+            else "no checkpoint had been written yet"
+        )
+        return TrainingDivergedError(
+            f"the loss is {loss} after step {self.state.step}: training has diverged before the "
+            f"update; {where}. Start again with a smaller learning_rate "
+            f"(now {self.recipe.train.learning_rate:g}) or more warmup_steps"
+        )
+
+    def _require_budget(self) -> None:
+        train = self.recipe.train
+        if train.max_steps is None and train.max_tokens is None and train.max_seconds is None:
+            fix = "give max_steps, max_tokens or max_seconds"
+            raise ConfigError(Problem("train.max_steps", "the run has no end", fix))

@@ -1,0 +1,175 @@
+"""The run folder: starting one from a recipe, and taking it up again.
+
+    runs/NAME/
+      recipe.toml      every value of the run, resolved
+      data/            tokens and tokenizer, unless prepared data was given
+      metrics.jsonl    what happened, one event a line
+      checkpoints/     step-NNNNNN/, best and last
+      loss.png         the curve
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from gptfit.config import DataConfig, Recipe
+from gptfit.data import TextSource, TokenDataset, Tokenizer, make_tokenizer, prepare
+from gptfit.errors import CheckpointError, ConfigError, DataError, Problem
+from gptfit.formats.hf import load_model
+from gptfit.formats.locate import CHECKPOINTS, find_checkpoint
+from gptfit.model import GPT2
+from gptfit.train.checkpoint import verify
+from gptfit.train.device import Device, choose_device
+from gptfit.train.loop import Trainer
+
+RECIPE = "recipe.toml"
+DATA = "data"
+FAST_VOCAB_MULTIPLE = 64
+"""Tensor cores want the vocabulary's matrices in whole tiles: 50257 becomes 50304 inside."""
+
+
+def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
+    """A trainer at step 0 in a new folder ``run``; the recipe is fixed there from now on.
+
+    Raises before anything is written when the folder is taken or the data does not fit the model.
+    """
+    require_free(run)
+    recipe = with_vocabulary(recipe, dataset.tokenizer)
+    dataset.require_context(recipe.model.n_positions)
+    device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
+    model = GPT2(recipe.model, vocab_multiple(recipe, device))
+    model.init_weights(torch.Generator().manual_seed(recipe.train.seed))
+    trainer = Trainer(run, recipe, dataset, model.to(device.torch_device), device)
+    run.mkdir(parents=True, exist_ok=True)
+    recipe.save(run / RECIPE)
+    return trainer
+
+
+def resume(run: Path, overrides: Sequence[str] = ()) -> Trainer:
+    """A trainer where the run's last checkpoint stands.
+
+    ``overrides`` may change budgets and intervals; what would change the model, the data or the
+    batches raises ``ConfigError`` naming both values.
+    """
+    recipe = load_recipe(run)
+    changed = recipe.override(overrides)
+    require_same_run(recipe, changed)
+    checkpoint = find_checkpoint(run, ("last",))
+    verify(checkpoint)
+    device = choose_device(changed.run.device, changed.run.dtype, changed.model)
+    model = load_model(
+        checkpoint, device.torch_device, pad_vocab_to_multiple=vocab_multiple(changed, device)
+    )
+    dataset = open_dataset(run, changed.data)
+    trainer = Trainer(run, changed, dataset, model, device)
+    trainer.restore()
+    if trainer.state.data_fingerprint != dataset.fingerprint:
+        raise DataError(
+            f"{dataset.folder} is not the data that {run} was trained on; put that data back, or "
+            "start a new run"
+        )
+    changed.save(run / RECIPE)
+    return trainer
+
+
+def load_recipe(run: Path) -> Recipe:
+    """The recipe of an existing run."""
+    if not (run / RECIPE).is_file():
+        raise CheckpointError(f"{run} is no run folder: it holds no {RECIPE}")
+    return Recipe.load(run / RECIPE)
+
+
+def require_free(run: Path) -> None:
+    """Refuse a folder that already holds something."""
+    if (run / CHECKPOINTS).is_dir():
+        raise ConfigError(
+            f"{run} already holds a run; continue it with `gptfit train --resume {run}`, or choose "
+            "another folder with --out"
+        )
+    taken = [path.name for path in run.iterdir() if path.name != DATA] if run.is_dir() else []
+    if run.is_file() or set(taken) - {RECIPE, "metrics.jsonl"}:
+        raise ConfigError(f"{run} exists and is no run of gptfit; choose another folder with --out")
+
+
+def prepare_data(
+    run: Path, data: DataConfig, text: TextSource, progress: Callable[[float], None] | None = None
+) -> TokenDataset:
+    """Tokenize ``text`` into the run's folder; data prepared there from the same text is reused."""
+    tokenizer = make_tokenizer(data.tokenizer, data.bpe_vocab_size, text)
+    return prepare(text, tokenizer, run / DATA, data.val_fraction, progress)
+
+
+def open_dataset(run: Path, data: DataConfig) -> TokenDataset:
+    """The tokens of a run: its own, or the prepared folder that its recipe names."""
+    own = run / DATA
+    return TokenDataset.open(own if own.is_dir() else Path(data.text[0]))
+
+
+def with_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+    """The recipe with the vocabulary of its data.
+
+    A size that came from a default or a preset gives way; one that the user wrote down may be
+    larger than the tokenizer's, but not smaller.
+    """
+    model, origin = recipe.model, recipe.origins["model.vocab_size"]
+    written = origin == "command line" or origin.startswith("file")
+    if written and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            Problem(
+                "model.vocab_size",
+                f"vocab_size={model.vocab_size} ({origin}) is smaller than the tokenizer's "
+                f"{tokenizer.vocab_size}",
+                f"use {tokenizer.vocab_size}, or leave it out",
+            )
+        )
+    size = model.vocab_size if written else tokenizer.vocab_size
+    eos = tokenizer.eos_token_id
+    changes = {"vocab_size": size, "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
+    return recipe.with_model(model.replace(**changes), "the data's tokenizer")
+
+
+def vocab_multiple(recipe: Recipe, device: Device) -> int:
+    """To what multiple the vocabulary is padded inside the model."""
+    if recipe.run.pad_vocab_to_multiple is not None:
+        return recipe.run.pad_vocab_to_multiple
+    return FAST_VOCAB_MULTIPLE if device.torch_device.type == "cuda" else 1
+
+
+# What may differ between a run and its continuation: where it ends and what it tells on the way.
+CONTINUABLE = {
+    "train": {
+        "max_steps",
+        "max_tokens",
+        "max_seconds",
+        "eval_interval",
+        "eval_tokens",
+        "log_interval",
+        "sample_interval",
+        "micro_batch_size",
+    },
+    "run": {
+        "device",
+        "dtype",
+        "keep_checkpoints",
+        "sample_prompt",
+        "sample_tokens",
+        "pad_vocab_to_multiple",
+    },
+}
+
+
+def require_same_run(before: Recipe, after: Recipe) -> None:
+    """Refuse overrides that would make another run of it."""
+    problems = []
+    old, new = before.to_dict(), after.to_dict()
+    for section in ("model", "data", "train", "run"):
+        for name in old[section].keys() | new[section].keys():
+            was, now = old[section].get(name), new[section].get(name)
+            if was != now and name not in CONTINUABLE.get(section, ()):
+                message = f"{name}={now!r} conflicts with {name}={was!r} of the run being resumed"
+                problems.append(Problem(f"{section}.{name}", message, "start a new run for that"))
+    if problems:
+        raise ConfigError(problems)
