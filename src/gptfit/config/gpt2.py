@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gptfit.config import checks
-from gptfit.config.checks import AUTO, section
-from gptfit.errors import ConfigError, Problem
+from gptfit.config.checks import AUTO, Follows, Section, section, shown
+from gptfit.errors import Problem
 
 GPT2_VOCAB_SIZE = 50257
+GPT2_PADDED_VOCAB_SIZE = 50304  # the next multiple of 64, nanoGPT's default
 GPT2_END_OF_TEXT = 50256
 
 # Every stateless activation of transformers.activations.ACT2FN (5.23). Its "prelu" and "xielu" carry
@@ -54,14 +55,19 @@ LIMITS = {
 }
 
 
+def _end_of_text(vocab_size: int) -> int | None:
+    """Only GPT-2's own vocabulary, padded or not, is known to have one."""
+    return GPT2_END_OF_TEXT if vocab_size in (GPT2_VOCAB_SIZE, GPT2_PADDED_VOCAB_SIZE) else None
+
+
 @section
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config:
+class GPT2Config(Section):
     """The architecture of a GPT-2, in Hugging Face's words plus ``bias``; defaults are GPT-2 small.
 
     Raises ``ConfigError`` with every fault at once. ``n_inner`` follows ``4 * n_embd`` and the
-    begin/end-of-text ids follow the vocabulary (GPT-2's own has 50256, another one has none) until
-    they are given.
+    begin/end-of-text ids follow the vocabulary (GPT-2's own has 50256, also when it is padded to
+    50304; another one has none) until they are given.
 
     >>> GPT2Config().head_dim, GPT2Config().replace(n_embd=1024, n_head=16).n_inner
     (64, 4096)
@@ -95,9 +101,11 @@ class GPT2Config:
     summary_proj_to_labels: bool = True
     summary_first_dropout: float = 0.1
 
-    following: frozenset[str] = field(init=False, repr=False, compare=False)
-    """Names of the fields that were not given and follow others."""
-
+    FOLLOWS: ClassVar[Follows] = {
+        "n_inner": ("n_embd", lambda n_embd: 4 * n_embd),
+        "bos_token_id": ("vocab_size", _end_of_text),
+        "eos_token_id": ("vocab_size", _end_of_text),
+    }
     ALIASES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         # transformers: GPT2Config.attribute_map
         "hidden_size": ("n_embd",),
@@ -110,22 +118,13 @@ class GPT2Config:
     }
 
     def __post_init__(self) -> None:
-        following = {name for name in FOLLOWING if getattr(self, name) is AUTO}
-        if self.n_inner is None:
-            following.add("n_inner")
-        object.__setattr__(self, "following", frozenset(following))
-        for name in following:
-            object.__setattr__(self, name, self._followed(name))
-        checks.check(self)
-
-    def _followed(self, name: str) -> int | None:
-        if name == "n_inner":
-            return 4 * self.n_embd if checks.sound(self, "n_embd") else 1
-        return GPT2_END_OF_TEXT if self.vocab_size == GPT2_VOCAB_SIZE else None
+        if self.n_inner is None:  # Hugging Face's way to say that it follows
+            object.__setattr__(self, "n_inner", AUTO)
+        super().__post_init__()
 
     def rules(self) -> Iterator[Problem]:
         """The hard rules: what breaks them cannot run. Advice is the linter's."""
-        yield from checks.positive(self, *(name for name in LIMITS if name not in self.following))
+        yield from checks.positive(self, *LIMITS)
         yield from checks.at_most(self, LIMITS)
         yield from self._heads_divide_width()
         yield from checks.fraction(
@@ -141,9 +140,9 @@ class GPT2Config:
             yield Problem("add_cross_attention", message, "leave it false")
 
     def _heads_divide_width(self) -> Iterator[Problem]:
-        if not checks.sound(self, "n_embd", "n_head") or self.n_head < 1:
+        if not self._in_range("n_embd", "n_head"):
             return
-        if 1 <= self.n_embd <= LIMITS["n_embd"] and self.n_embd % self.n_head:
+        if self.n_embd % self.n_head:
             ratio = f"{self.n_embd}/{self.n_head} = {self.n_embd / self.n_head:.1f}"
             yield Problem(
                 "n_head",
@@ -154,11 +153,14 @@ class GPT2Config:
     def _tokens_inside_vocabulary(self) -> Iterator[Problem]:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            if value is None or not checks.sound(self, name, "vocab_size"):
+            if value is None or not checks.sound(self, name) or not self._in_range("vocab_size"):
                 continue
             if not 0 <= value < self.vocab_size:
-                message = f"{name}={value} is outside the vocabulary of {self.vocab_size}"
+                message = f"{name}={shown(value)} is outside the vocabulary of {self.vocab_size}"
                 yield Problem(name, message, f"use 0 to {self.vocab_size - 1}, or null for none")
+
+    def _in_range(self, *names: str) -> bool:
+        return checks.sound(self, *names) and all(1 <= getattr(self, n) <= LIMITS[n] for n in names)
 
     @property
     def head_dim(self) -> int:
@@ -171,25 +173,13 @@ class GPT2Config:
             return getattr(self, type(self).ALIASES[name][0])
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def given(self) -> dict[str, Any]:
-        """The fields that do not follow others: ``GPT2Config(**config.given()) == config``."""
-        names = [item.name for item in fields(self) if item.init]
-        return {name: getattr(self, name) for name in names if name not in self.following}
-
-    def replace(self, **changes: Any) -> GPT2Config:
-        """A copy with changes, checked again; what followed a changed field goes on following it."""
-        known, problems = checks.resolve_names(type(self), changes)
-        if problems:
-            raise ConfigError(problems)
-        return GPT2Config(**(self.given() | known))
-
     def numerics(self) -> dict[str, Any]:
         """The fields that change what given weights compute; they travel with the weights."""
         return {name: getattr(self, name) for name in NUMERICS}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as Hugging Face's ``config.json`` holds them: ``n_inner`` is null while it follows."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        values = {name: getattr(self, name) for name in checks.names_of(self)}
         return values | ({"n_inner": None} if "n_inner" in self.following else {})
 
     @classmethod
@@ -244,7 +234,6 @@ class GPT2Config:
         return cls.from_preset("gpt2-xl")
 
 
-FOLLOWING = ("n_inner", "bos_token_id", "eos_token_id")
 NUMERICS = (
     "n_head",
     "activation_function",

@@ -9,22 +9,19 @@ import torch
 from torch import Tensor
 
 from gptfit.config import checks
-from gptfit.config.checks import section
+from gptfit.config.checks import Section, section
 from gptfit.errors import Problem
 
 
 @section
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(Section):
     """How to choose: ``temperature`` 0 is greedy; then the ``top_k`` likeliest, then the ``top_p``."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.check(self)
 
     def rules(self) -> Iterator[Problem]:
         """Values outside these ranges choose nothing."""

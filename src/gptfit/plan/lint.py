@@ -192,15 +192,6 @@ def long_warmup(recipe: Recipe) -> Advice:
         )
 
 
-@rule("T03", WARNING, "train.min_lr", "a schedule decays")
-def rising_schedule(recipe: Recipe) -> Advice:
-    train = recipe.train
-    if train.min_lr > train.learning_rate:
-        yield f"min_lr={train.min_lr:g} is above learning_rate={train.learning_rate:g}", (
-            f"min_lr={train.learning_rate / 10:g}"
-        )
-
-
 @rule("T05", HINT, "train.grad_clip", "GPT-2 and GPT-3 were trained with 1.0")
 def unclipped(recipe: Recipe) -> Advice:
     train = recipe.train

@@ -80,10 +80,13 @@ class MetricsFile:
         self.path = path
 
     def append(self, event: Event) -> None:
-        """Add one line; a reader never sees half of a number."""
+        """Add one line, after whatever half of one a crash has left."""
         line = json.dumps({"event": event.kind, **asdict(event)}, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode("utf-8") + b"\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All events of the run as it stands.

@@ -1,0 +1,112 @@
+"""A run's events on the terminal: a live line where there is one, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gptfit.train.events import Evaluated, Event, Sampled, Saved, Started, Stepped
+
+PLAIN_INTERVAL_SECONDS = 5.0
+SAMPLE_LINES = 8
+
+
+class ProgressView:
+    """A listener for ``Trainer.run``; enter it to own the live line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        self.last_printed_seconds = -PLAIN_INTERVAL_SECONDS
+        self.last: Stepped | None = None
+
+    def __enter__(self) -> ProgressView:
+        if sys.stderr.isatty():
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self._on_step(event)
+        elif isinstance(event, Evaluated):
+            self._on_evaluation(event)
+        elif isinstance(event, Sampled):
+            self._on_sample(event)
+        elif isinstance(event, Started):
+            resumed = f", resumed after step {event.step}" if event.step else ""
+            self.console.print(
+                f"training {event.parameters:,} parameters on {event.device} "
+                f"in {event.dtype}{resumed}"
+            )
+        else:
+            assert isinstance(event, Saved)
+
+    def _on_step(self, event: Stepped) -> None:
+        self.last = event
+        if self.live.is_started:
+            self.live.update(_live_line(event))
+        elif event.elapsed_seconds - self.last_printed_seconds >= PLAIN_INTERVAL_SECONDS:
+            self.last_printed_seconds = event.elapsed_seconds
+            self.console.print(step_text(event))
+
+    def _on_evaluation(self, event: Evaluated) -> None:
+        bits = f", {event.bits_per_byte:.3f} bits/byte" if event.bits_per_byte else ""
+        best = " [green](best)[/]" if event.is_best else ""
+        self.console.print(
+            f"step {event.step:>6,}  [bold]validation {event.loss:.4f}[/] nats/token{bits}{best}"
+        )
+
+    def _on_sample(self, event: Sampled) -> None:
+        lines = event.text.strip("\n").splitlines()[:SAMPLE_LINES]
+        for line in lines:
+            self.console.print(Text(f"    {line}", style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def step_text(event: Stepped) -> str:
+    """One step as one line."""
+    parts = [
+        f"step {event.step:>6,}",
+        f"loss {event.loss:.4f}",
+        f"lr {event.learning_rate:.2e}",
+        f"{event.tokens_per_second:,.0f} tok/s",
+    ]
+    if event.model_flops_utilization is not None:
+        parts.append(f"MFU {event.model_flops_utilization:.1%}")
+    parts.append(f"epoch {event.epoch:.2f}")
+    parts.append(f"{clock(event.elapsed_seconds)} elapsed")
+    if event.progress > 0:
+        parts.append(f"{clock(event.elapsed_seconds * (1 / event.progress - 1))} left")
+    return "  ".join(parts)
+
+
+def _live_line(event: Stepped) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(
+        ProgressBar(total=1.0, completed=event.progress, width=24),
+        f"{event.progress:4.0%}",
+        escape(step_text(event)),
+    )
+    return grid
+
+
+def clock(seconds: float) -> str:
+    """65 -> 1:05, 3700 -> 1:01:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,25 @@
+"""Text to tokens to batches."""
+
+from gptfit.data.make_tokenizer import default_bpe_vocab_size, make_tokenizer
+from gptfit.data.meta_pickle import read_meta_pkl
+from gptfit.data.prepare import prepare
+from gptfit.data.sampler import IGNORED, Sampler, consecutive_windows
+from gptfit.data.streams import TextStream
+from gptfit.data.text import TextSource, TextSummary
+from gptfit.data.tokenizer import Tokenizer
+from gptfit.data.tokens import TokenDataset
+
+__all__ = [
+    "IGNORED",
+    "Sampler",
+    "TextSource",
+    "TextStream",
+    "TextSummary",
+    "TokenDataset",
+    "Tokenizer",
+    "consecutive_windows",
+    "default_bpe_vocab_size",
+    "make_tokenizer",
+    "prepare",
+    "read_meta_pkl",
+]

@@ -1,0 +1,51 @@
+"""A tokenizer from the word in a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptfit.data.text import TextSource
+from gptfit.data.tokenizer import Tokenizer
+
+# Below this size and variety of characters, words come too seldom to be learned as tokens.
+AUTO_CHAR_BYTES = 2**21
+AUTO_CHARACTERS = 256
+SMALLEST_BPE, LARGEST_BPE = 512, 32768
+BYTES_PER_BPE_TOKEN = 256
+
+
+def make_tokenizer(spec: str, bpe_vocab_size: int | None, text: TextSource) -> Tokenizer:
+    """``spec`` is auto, char, bpe, gpt2, or a path that ``Tokenizer.load`` takes.
+
+    auto is char for a small text of few characters and bpe for any other.
+    """
+    if spec == "auto":
+        spec = "char" if bpe_vocab_size is None and _suits_characters(text) else "bpe"
+    if spec == "char":
+        return Tokenizer.char(text.characters)
+    if spec == "gpt2":
+        return Tokenizer.gpt2()
+    if spec == "bpe":
+        size = bpe_vocab_size or default_bpe_vocab_size(text.total_bytes)
+        return Tokenizer.train_bpe(_chunks(text), size)
+    return Tokenizer.load(Path(spec))
+
+
+def default_bpe_vocab_size(text_bytes: int) -> int:
+    """A power of two at which each token has been seen often: the text's bytes over 256, 512 to 32768.
+
+    >>> [default_bpe_vocab_size(size) for size in (10_000, 1_115_394, 10**9)]
+    [512, 4096, 32768]
+    """
+    size = min(max(text_bytes // BYTES_PER_BPE_TOKEN, SMALLEST_BPE), LARGEST_BPE)
+    return 1 << (size.bit_length() - 1)
+
+
+def _suits_characters(text: TextSource) -> bool:
+    return text.total_bytes <= AUTO_CHAR_BYTES and len(text.characters) <= AUTO_CHARACTERS
+
+
+def _chunks(text: TextSource) -> Iterator[str]:
+    text.summary  # noqa: B018  (finds the faults of the text before the trainer swallows them)
+    return (chunk for document in text.documents() for chunk in document)

@@ -1,0 +1,39 @@
+"""The light verbs answer without importing anything heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "tiktoken", "matplotlib")
+VERBS: list[list[str]] = [
+    ["--help"],
+    ["--version"],
+    ["show", "gpt2", "--formula"],
+    ["presets"],
+    ["lint", "tiny"],
+    ["fit", "--help"],
+    ["train", "--help"],
+    ["generate", "--help"],
+]
+
+PROGRAM = """
+import sys
+from gptfit.cli import main
+sys.argv = ["gptfit", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", *(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_no_heavy_import(verb: list[str]) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(heavy=HEAVY), *verb]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "loaded:"
+    assert len(result.stdout.splitlines()) > 1

@@ -1,0 +1,240 @@
+"""Runs: they learn, end at their budget, and continue as if never interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import finish, make_trainer
+from gptfit.errors import CheckpointError, ConfigError, DataError
+from gptfit.train import run as runs
+from gptfit.train.events import Event, MetricsFile, Stepped
+from gptfit.train.interrupt import Interrupt
+from gptfit.train.loop import TrainingDivergedError
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / name / "model.safetensors")
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    events = MetricsFile(run / "metrics.jsonl").read()
+    return [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
+
+
+def test_loss_falls(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "max_steps=150", "eval_interval=150", "dropout=0")
+    outcome = finish(trainer)
+    recorded = losses(tmp_path / "run")
+    assert outcome.step == 150
+    assert not outcome.interrupted
+    assert recorded[0][1] > 3.0  # about ln 29
+    assert recorded[-1][1] < 1.0
+    assert outcome.evaluation.loss < 1.0
+    assert outcome.evaluation.tokens == trainer.dataset.val.size - 1
+
+
+def test_interrupted_and_resumed_three_times_equals_straight(tmp_path: Path) -> None:
+    finish(make_trainer(tmp_path / "straight", "eval_interval=100"))
+    broken = tmp_path / "broken"
+    trainer = make_trainer(broken, "eval_interval=100")
+    for stop in (3, 4, 9, None):
+        interrupt = Interrupt()
+
+        def listen(event: Event, stop: int | None = stop, interrupt: Interrupt = interrupt) -> None:
+            if isinstance(event, Stepped) and event.step == stop:
+                interrupt.is_set = True
+
+        trainer.recipe = trainer.recipe.override(["log_interval=1"])
+        outcome = trainer.run(listen, interrupt)
+        assert outcome.interrupted == (stop is not None)
+        assert outcome.step == (stop or 12)
+        trainer = runs.resume(broken) if stop else trainer
+    assert weights(broken).keys() == weights(tmp_path / "straight").keys()
+    for name, tensor in weights(tmp_path / "straight").items():
+        assert torch.equal(tensor, weights(broken)[name]), name
+    moments = [
+        load_file(run / "checkpoints/last/training/optimizer.safetensors")
+        for run in (tmp_path / "straight", broken)
+    ]
+    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
+
+
+def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
+    finish(make_trainer(tmp_path / "whole", "micro_batch_size=4", "dropout=0"))
+    finish(make_trainer(tmp_path / "parts", "micro_batch_size=1", "dropout=0"))
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.allclose(tensor, weights(tmp_path / "parts")[name], atol=1e-5), name
+
+
+def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
+    finish(make_trainer(tmp_path / "often", "eval_interval=1"))
+    finish(make_trainer(tmp_path / "seldom", "eval_interval=100"))
+    for name, tensor in weights(tmp_path / "often").items():
+        assert torch.equal(tensor, weights(tmp_path / "seldom")[name]), name
+
+
+def test_run_folder_holds_what_it_should(trained: Path) -> None:
+    names = {path.name for path in (trained / "checkpoints").iterdir()}
+    assert {"best", "best.json", "last", "last.json"} <= names
+    steps = [name for name in names if name.startswith("step-")]
+    assert 2 <= len(steps) <= 3
+    assert "step-000012" in steps
+    events = MetricsFile(trained / "metrics.jsonl").read()
+    assert [event["step"] for event in events if event["event"] == "evaluation"] == [4, 8, 12]
+    best = json.loads((trained / "checkpoints/best.json").read_text(encoding="utf-8"))
+    lowest = min((e["loss"], e["step"]) for e in events if e["event"] == "evaluation")
+    assert best == {"folder": f"step-{lowest[1]:06d}"}
+
+
+def test_token_budget(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "max_steps=none", "max_tokens=160")
+    assert finish(trainer).step == 5  # 4 sequences of 8 tokens a step
+
+
+def test_time_budget(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "max_steps=none", "max_seconds=0.5")
+    assert finish(trainer).step >= 1
+    assert trainer.progress() == 1
+
+
+def test_no_budget_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the run has no end; give max_steps, max_tokens"):
+        make_trainer(tmp_path / "run", "max_steps=none")
+    assert not (tmp_path / "run/recipe.toml").exists()
+
+
+def test_a_finished_run_can_be_prolonged(trained: Path) -> None:
+    trainer = runs.resume(trained, ["max_steps=16"])
+    assert trainer.state.step == 12
+    assert finish(trainer).step == 16
+
+
+def test_an_existing_run_is_not_overwritten(trained: Path) -> None:
+    before = weights(trained)
+    with pytest.raises(ConfigError, match=r"already holds a run; continue it with .*--resume"):
+        make_trainer(trained, "n_layer=1")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("n_layer=6", r"n_layer=6 conflicts with n_layer=2 of the run being resumed"),
+        ("lr=0.5", r"learning_rate=0.5 conflicts with learning_rate=0.01"),
+        ("batch_size=8", r"batch_size=8 conflicts with batch_size=4"),
+    ],
+)
+def test_resume_refuses_another_run(trained: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        runs.resume(trained, [override])
+
+
+def test_resume_refuses_other_data(trained: Path) -> None:
+    sidecar = trained / "data/tokens.json"
+    values = json.loads(sidecar.read_text(encoding="utf-8"))
+    tokens = (trained / "data/train.bin").read_bytes()
+    (trained / "data/train.bin").write_bytes(tokens[2:] + tokens[:2])
+    sidecar.write_text(json.dumps(_with_hash(values, trained / "data/train.bin")), encoding="utf-8")
+    with pytest.raises(DataError, match="is not the data that .* was trained on"):
+        runs.resume(trained)
+
+
+def _with_hash(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    import hashlib
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = json.dumps(values)
+    old = json.loads(text)
+    for key, value in old.items():
+        if isinstance(value, dict) and "train" in value and isinstance(value["train"], str):
+            old[key]["train"] = digest
+        elif isinstance(value, dict) and "sha256" in value:
+            old[key]["sha256"] = digest
+    assert json.dumps(old) != text
+    return old
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no manifest"])
+@pytest.mark.parametrize("file", ["model.safetensors", "training/optimizer.safetensors"])
+def test_damaged_checkpoint_is_refused(trained: Path, file: str, damage: str) -> None:
+    folder = (trained / "checkpoints/last").resolve()
+    path = folder / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-7])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        (folder / "manifest.json").unlink()
+        file = "manifest.json"
+    with pytest.raises(CheckpointError, match=Path(file).name.replace(".", r"\.")):
+        runs.resume(trained)
+
+
+def test_no_space_is_said_before_training_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    trainer = make_trainer(tmp_path / "run")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CheckpointError, match=r"needs .* MB and 0 MB are free; make room"):
+        finish(trainer)
+
+
+def test_failed_write_leaves_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path / "run", "max_steps=4")
+    finish(trainer)
+    before = weights(tmp_path / "run")
+    trainer = runs.resume(tmp_path / "run", ["max_steps=8"])
+
+    def broken(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gptfit.train.checkpoint.save_model", broken)
+    with pytest.raises(CheckpointError, match="No space left on device.*earlier checkpoints"):
+        finish(trainer)
+    monkeypatch.undo()
+    assert not list((tmp_path / "run/checkpoints").glob(".tmp-*"))
+    assert runs.resume(tmp_path / "run").state.step == 4
+    assert all(torch.equal(before[n], t) for n, t in weights(tmp_path / "run").items())
+
+
+def test_divergence_stops_before_the_update(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "max_steps=8")
+
+    def poison(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 6:
+            with torch.no_grad():
+                trainer.model.wte.weight[0, 0] = float("nan")
+
+    with pytest.raises(TrainingDivergedError, match="diverged before the update.*checkpoints/last"):
+        finish(trainer, poison)
+    assert runs.resume(tmp_path / "run").state.step == 4
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_text_shorter_than_the_context(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="64"):
+        make_trainer(tmp_path / "run", "n_positions=64", text="too short for that\n")
+    assert not (tmp_path / "run/recipe.toml").exists()
+
+
+def test_half_a_line_of_metrics_is_ignored(trained: Path) -> None:
+    metrics = MetricsFile(trained / "metrics.jsonl")
+    before = metrics.read()
+    with metrics.path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "ste')
+    assert metrics.read() == before
