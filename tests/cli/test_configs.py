@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import call
 
+from command_line import call
 from gptfit.config import GPT2Config, Recipe, presets
 
 
@@ -64,7 +64,7 @@ def test_presets_lists_counts_and_names_that_are_off() -> None:
     assert result.code == 0
     for preset in presets():
         assert preset.name in result.out
-    assert "500M-1024 is really 538M" in result.out
+    assert "Really 538M." in result.out
     assert "152,101,632" in result.out
     assert len(call("presets", "--json").json) == len(presets())
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_configs import random_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +17,7 @@ from gptfit.formats.hf import load_model, save_model
 from gptfit.formats.locate import find_model
 from gptfit.formats.safetensors_header import read_header
 from gptfit.model import GPT2
+from random_configs import random_config
 
 CONFIG = random_config(
     3, n_layer=2, n_embd=12, n_head=3, tie_word_embeddings=True, bias=True, n_inner=None
@@ -105,7 +105,7 @@ def test_all_differences_are_listed(folder: Path) -> None:
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_wrong_depth_is_refused(folder: Path, n_layer: int) -> None:
     edit_config(folder, n_layer=n_layer)
-    with pytest.raises(CheckpointError, match="unexpected h.1|missing h.2"):
+    with pytest.raises(CheckpointError, match=r"unexpected h\.1|missing h\.2"):
         load_model(folder)
 
 

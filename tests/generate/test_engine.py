@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from random_configs import random_config
 
 from gptfit.errors import ConfigError, DataError
 from gptfit.generate import SamplingOptions, generate
 from gptfit.generate.sampling import choose, keep_top_k, keep_top_p
 from gptfit.model import GPT2
+from random_configs import random_config
 
 GREEDY = SamplingOptions(temperature=0)
 DRAWN = SamplingOptions(temperature=0.9, top_k=12, top_p=0.95, seed=5)
@@ -23,7 +23,13 @@ def model_of(seed: int = 0, n_positions: int = 32) -> GPT2:
     return model.eval()
 
 
-def continuations(model: GPT2, prompts: Sequence[Sequence[int]], n: int, options: SamplingOptions = GREEDY, **more: object) -> list[list[int | None]]:
+def continuations(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    options: SamplingOptions = GREEDY,
+    **more: object,
+) -> list[list[int | None]]:
     steps = list(generate(model, prompts, n, options, **more))  # type: ignore[arg-type]
     return [[step[row] for step in steps] for row in range(len(prompts))]
 

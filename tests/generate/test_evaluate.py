@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from random_configs import random_config
 
 from gptfit.generate import evaluate
 from gptfit.model import GPT2
+from random_configs import random_config
 
 
 @pytest.mark.parametrize("length", [2, 9, 17, 64, 65, 66, 331])
@@ -24,7 +24,9 @@ def test_equals_window_by_window(length: int) -> None:
     with torch.no_grad():
         for start in range(0, length - 1, 16):
             window = ids[start : start + 17]
-            total += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
+            total += F.cross_entropy(
+                model(window[None, :-1])[0], window[1:], reduction="sum"
+            ).item()
     model.train()
     result = evaluate(model, tokens)
     assert result.tokens == length - 1

@@ -14,7 +14,13 @@ from gptfit.model import GPT2, FeedForward, KVCache, MultiHeadAttention, Transfo
 from gptfit.model.activations import ACTIVATIONS
 
 TINY = GPT2Config(
-    vocab_size=31, n_positions=16, n_embd=24, n_layer=2, n_head=3, dropout=0.0, initializer_range=0.3
+    vocab_size=31,
+    n_positions=16,
+    n_embd=24,
+    n_layer=2,
+    n_head=3,
+    dropout=0.0,
+    initializer_range=0.3,
 )
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_configs import random_config
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from transformers import GPT2Config as HFConfig
-from transformers import GPT2LMHeadModel
 
 from gptfit.config import GPT2Config
 from gptfit.config.dialects import to_hf
@@ -18,6 +16,7 @@ from gptfit.formats.hf import hf_name, load_model, save_model
 from gptfit.generate import SamplingOptions, generate
 from gptfit.model import GPT2
 from gptfit.plan.manifest import manifest
+from random_configs import random_config
 
 LOGITS_ATOL = 1e-5
 GRADIENTS_ATOL = 1e-4

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from random_configs import random_config
 
 from gptfit.config import GPT2Config
 from gptfit.model import GPT2
 from gptfit.plan.manifest import manifest
 from gptfit.plan.params import count_parameters
+from random_configs import random_config
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import finish, make_trainer
 from gptfit.errors import CheckpointError, ConfigError, DataError
 from gptfit.train import run as runs
 from gptfit.train.events import Event, MetricsFile, Stepped
 from gptfit.train.interrupt import Interrupt
 from gptfit.train.loop import TrainingDivergedError
+from tiny_run import finish, make_trainer
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -65,11 +65,15 @@ def test_interrupted_and_resumed_three_times_equals_straight(tmp_path: Path) -> 
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
 
 
-def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
-    finish(make_trainer(tmp_path / "whole", "micro_batch_size=4", "dropout=0"))
-    finish(make_trainer(tmp_path / "parts", "micro_batch_size=1", "dropout=0"))
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.allclose(tensor, weights(tmp_path / "parts")[name], atol=1e-5), name
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", "micro_batch_size=4", "dropout=0")
+    parts = make_trainer(tmp_path / "parts", "micro_batch_size=1", "dropout=0")
+    losses = [trainer._accumulate_gradients().item() for trainer in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    gradients = {name: parameter.grad for name, parameter in parts.model.named_parameters()}
+    for name, parameter in whole.model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, gradients[name], atol=1e-6), name
 
 
 def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_resume_refuses_other_data(trained: Path) -> None:
     tokens = (trained / "data/train.bin").read_bytes()
     (trained / "data/train.bin").write_bytes(tokens[2:] + tokens[:2])
     sidecar.write_text(json.dumps(_with_hash(values, trained / "data/train.bin")), encoding="utf-8")
-    with pytest.raises(DataError, match="is not the data that .* was trained on"):
+    with pytest.raises(DataError, match=r"is not the data that .* was trained on"):
         runs.resume(trained)
 
 
@@ -204,7 +208,7 @@ def test_failed_write_leaves_earlier_checkpoints(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gptfit.train.checkpoint.save_model", broken)
-    with pytest.raises(CheckpointError, match="No space left on device.*earlier checkpoints"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints"):
         finish(trainer)
     monkeypatch.undo()
     assert not list((tmp_path / "run/checkpoints").glob(".tmp-*"))
@@ -220,7 +224,9 @@ def test_divergence_stops_before_the_update(tmp_path: Path) -> None:
             with torch.no_grad():
                 trainer.model.wte.weight[0, 0] = float("nan")
 
-    with pytest.raises(TrainingDivergedError, match="diverged before the update.*checkpoints/last"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"diverged before the update.*checkpoints/last"
+    ):
         finish(trainer, poison)
     assert runs.resume(tmp_path / "run").state.step == 4
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())

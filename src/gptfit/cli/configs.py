@@ -17,7 +17,6 @@ from gptfit.errors import ConfigError
 from gptfit.plan import lint as linter
 from gptfit.plan.params import LETTERS, ParameterCount, count_parameters
 
-SECTIONS = ("model", "data", "train", "run")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,14 +36,20 @@ def show(
             help="A preset, a recipe or config file, a run, or a checkpoint folder; then changes.",
         ),
     ],
-    formula: Annotated[bool, typer.Option("--formula", help="Show how the count comes about.")] = False,
+    formula: Annotated[
+        bool, typer.Option("--formula", help="Show how the count comes about.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a configuration: every value with its origin, and the parameters by component."""
     recipe, kind = read_recipe(what)
     count = count_parameters(recipe.model)
     if as_json:
-        values = {"recipe": recipe.to_dict(), "origins": recipe.origins, "parameters": asdict(count)}
+        values = {
+            "recipe": recipe.to_dict(),
+            "origins": recipe.origins,
+            "parameters": asdict(count),
+        }
         print_json(values)
         return
     console = stdout()
@@ -72,21 +77,17 @@ def read_recipe(arguments: list[str]) -> tuple[Recipe, str]:
     if path.is_file():
         return Recipe.resolve(file=path, overrides=overrides), "file"
     preset = find_preset(paths[0])
-    if preset.name != paths[0] and (note := preset.note(paths[0])):
-        stderr().print(f"note: {note}")
+    if note := preset.note(paths[0]):
+        stderr().print(f"note: {note}", soft_wrap=True)
     return Recipe.resolve(preset=preset.name, overrides=overrides), "preset"
 
 
 def _values_table(recipe: Recipe) -> Any:
     result = table("field", "value", "origin")
-    for section, values in recipe.to_dict(resolved=True).items():
-        if section not in SECTIONS:
-            continue
-        for name, value in values.items():
-            key = f"{section}.{name}"
-            origin = recipe.origins[key]
-            style = "dim" if origin == "default" else ""
-            result.add_row(key, _shown(value), origin, style=style)
+    for key, origin in recipe.origins.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        result.add_row(key, _shown(value), origin, style="dim" if origin == "default" else "")
     return result
 
 
@@ -129,13 +130,21 @@ def list_presets(as_json: Json = False) -> None:
     result = table("preset", *right, "about", right=right)
     for preset in presets():
         config, count = preset.config, count_parameters(preset.config)
-        sizes = (config.n_layer, config.n_head, config.n_embd, config.n_positions, config.vocab_size)
+        sizes = (
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            config.n_positions,
+            config.vocab_size,
+        )
         about = preset.description
         if off := _name_is_off(preset, count.total):
-            about += f" [yellow]({off})[/]"
+            about = f"[yellow]{off}.[/] {about}"
         result.add_row(preset.name, f"{count.total:,}", *map(str, sizes), about)
     stdout().print(result)
-    stderr().print("\nSee one with: gptfit show NAME; train one with: gptfit train NAME --data FILE")
+    stderr().print(
+        "\nSee one with: gptfit show NAME; train one with: gptfit train NAME --data FILE"
+    )
 
 
 def _preset_values(preset: Preset, count: ParameterCount) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def _name_is_off(preset: Preset, total: int) -> str:
     claim = name_claims(preset)
     if claim is None or abs(total / claim - 1) <= 0.05:
         return ""
-    return f"{preset.name} is really {total / 1e6:.0f}M"
+    return f"Really {total / 1e6:.0f}M"
 
 
 def lint(

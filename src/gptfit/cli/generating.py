@@ -85,6 +85,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 def load(model: str, device: str) -> tuple[GPT2, Tokenizer]:
     """Model and tokenizer of whatever the user named."""
+    from gptfit.config import RunConfig
     from gptfit.data import Tokenizer
     from gptfit.formats.hf import load_config, load_model
     from gptfit.formats.locate import find_model
@@ -92,7 +93,7 @@ def load(model: str, device: str) -> tuple[GPT2, Tokenizer]:
 
     folder = find_model(model)
     config = load_config(folder)
-    where = choose_device(device, "float32", config).torch_device
+    where = choose_device(RunConfig(device=device).device, "float32", config).torch_device
     return load_model(folder, where).eval(), Tokenizer.load(folder)
 
 

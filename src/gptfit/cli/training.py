@@ -40,19 +40,19 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Choose tokenizer and model for a text, this machine and a time; train; show the result."""
-    from gptfit.train.fit import choose, probe_and_start
+    from gptfit.train.fit import fit as choose_and_start
 
     paths, overrides = split_overrides(text or [])
+    seconds = parse_duration(time)
     source = open_text(paths)
-    run = out or free_folder(source.name)
-    choice = choose(source, parse_duration(time), overrides)
     console = stderr()
-    for reason in choice.reasons:
-        console.print(f"• {reason}", soft_wrap=True)
-    with console.status("preparing the data and measuring this machine"):
-        trainer, reasons = probe_and_start(run, choice, source)
-    for reason in reasons:
-        console.print(f"• {reason}", soft_wrap=True)
+    trainer = choose_and_start(
+        out or free_folder(source.name),
+        source,
+        seconds,
+        overrides,
+        lambda reason: console.print(f"• {reason}", soft_wrap=True, markup=False),
+    )
     run_to_end(trainer, as_json)
 
 
@@ -91,14 +91,15 @@ def train(
     else:
         source = open_text(list(texts), wanted.data.json_field)
         dataset = runs.prepare_data(run, wanted.data, source)
-    wanted = wanted.with_data(wanted.data.replace(text=texts), "command line")
-    run_to_end(runs.start(run, wanted, dataset), as_json)
+    run_to_end(runs.start(run, wanted.override({"data.text": texts}), dataset), as_json)
 
 
 def prepare(
     text: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT... [KEY=VALUE]...", help="Files, folders, globs or - for stdin."),
+        typer.Argument(
+            metavar="TEXT... [KEY=VALUE]...", help="Files, folders, globs or - for stdin."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for tokens and tokenizer.")],
     tokenizer: Annotated[
@@ -122,7 +123,8 @@ def prepare(
         return
     stdout().print(
         f"{out}: {dataset.train.size:,} training and {dataset.val.size:,} validation tokens, "
-        f"vocabulary {dataset.tokenizer.vocab_size:,} ({dataset.tokenizer.kind})\n{dataset.split}"
+        f"vocabulary {dataset.tokenizer.vocab_size:,} ({dataset.tokenizer.kind})\n{dataset.split}",
+        soft_wrap=True,
     )
 
 
@@ -186,7 +188,7 @@ def _print_summary(trainer: Trainer, outcome: Outcome, bits: float | None) -> No
         f"\n[bold]{verb}[/] after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}: "
         f"validation {outcome.evaluation.loss:.4f} nats/token"
         + (f", {bits:.3f} bits/byte" if bits else "")
-        + f" over the whole split ({outcome.evaluation.tokens:,} tokens)",
+        + f" over {outcome.evaluation.tokens:,} tokens",
         soft_wrap=True,
     )
     lines = [

@@ -122,11 +122,6 @@ class Recipe:
         origins = self.origins | self._changed("model", config, origin)
         return dataclasses.replace(self, model=config, origins=origins)
 
-    def with_data(self, config: DataConfig, origin: str) -> Recipe:
-        """A copy with other data; the values that changed come from ``origin``."""
-        origins = self.origins | self._changed("data", config, origin)
-        return dataclasses.replace(self, data=config, origins=origins)
-
     def _changed(self, title: str, config: Section, origin: str) -> dict[str, str]:
         before: Section = getattr(self, title)
         origins = {}

@@ -1,8 +1,8 @@
 """Text to tokens to batches."""
 
-from gptfit.data.make_tokenizer import default_bpe_vocab_size, make_tokenizer
+from gptfit.data.tokenizer_choice import default_bpe_vocab_size, make_tokenizer
 from gptfit.data.meta_pickle import read_meta_pkl
-from gptfit.data.prepare import prepare
+from gptfit.data.preparation import prepare
 from gptfit.data.sampler import IGNORED, Sampler, consecutive_windows
 from gptfit.data.streams import TextStream
 from gptfit.data.text import TextSource, TextSummary

@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class TextSource:
     name: str
     description: str
     sources: tuple[str, ...]
-    _readers: tuple[Callable[[], Iterator[Document]], ...]
+    _readers: tuple[Callable[[], Iterator[Document]], ...] = field(repr=False)
 
     @classmethod
     def from_paths(cls, paths: Sequence[str | Path], json_field: str = "text") -> TextSource:

@@ -54,8 +54,8 @@ def generate(
     if ragged and max(lengths) + max_new_tokens > model.config.n_positions:
         # Padded rows would slide together, each at another place than on its own.
         alone = [decode(range(row, row + 1)) for row in range(len(prompts))]
-        for step in zip_longest(*alone, fillvalue=[None]):
-            yield [ids[0] for ids in step]
+        for step in zip_longest(*alone):
+            yield [ids[0] if ids else None for ids in step]
     else:
         yield from decode(range(len(prompts)))
 

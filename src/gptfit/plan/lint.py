@@ -79,7 +79,9 @@ def large_epsilon(recipe: Recipe) -> Advice:
         yield f"layer_norm_epsilon={epsilon:g} is as large as the variances it guards", "use 1e-5"
 
 
-@rule("A12", HINT, "n_head", "tensor cores and flash attention: Anthony et al. 2024, arXiv 2401.14489")
+@rule(
+    "A12", HINT, "n_head", "tensor cores and flash attention: Anthony et al. 2024, arXiv 2401.14489"
+)
 def odd_head_dim(recipe: Recipe) -> Advice:
     model = recipe.model
     if model.n_embd >= 256 and model.head_dim not in (64, 128):
@@ -131,8 +133,9 @@ def unscaled_attention(recipe: Recipe) -> Advice:
 @rule("A21", HINT, "scale_attn_by_inverse_layer_idx", "Hugging Face's GPT2Config guide")
 def shallow_inverse_scaling(recipe: Recipe) -> Advice:
     if recipe.model.scale_attn_by_inverse_layer_idx and recipe.model.n_layer < 24:
-        yield f"scaling by layer is meant for 24 layers and more, not {recipe.model.n_layer}", (
-            "set it to false"
+        yield (
+            f"scaling by layer is meant for 24 layers and more, not {recipe.model.n_layer}",
+            ("set it to false"),
         )
 
 
@@ -160,8 +163,9 @@ def costly_untied_head(recipe: Recipe) -> Advice:
     count = count_parameters(recipe.model)
     share = (count.untied - count.tied) / count.untied
     if not recipe.model.tie_word_embeddings and share > 0.3:
-        yield f"the untied output head is {share:.0%} of the parameters", (
-            "tie_word_embeddings=true saves it"
+        yield (
+            f"the untied output head is {share:.0%} of the parameters",
+            ("tie_word_embeddings=true saves it"),
         )
 
 
@@ -170,8 +174,9 @@ def embedding_heavy(recipe: Recipe) -> Advice:
     model, count = recipe.model, count_parameters(recipe.model)
     share = model.vocab_size * model.n_embd / count.tied
     if share > 0.6:
-        yield f"the token embedding is {share:.0%} of the parameters", (
-            "train a tokenizer of 1,000 to 8,000 tokens (data.tokenizer=bpe)"
+        yield (
+            f"the token embedding is {share:.0%} of the parameters",
+            ("train a tokenizer of 1,000 to 8,000 tokens (data.tokenizer=bpe)"),
         )
 
 
@@ -187,8 +192,9 @@ def heavy_dropout(recipe: Recipe) -> Advice:
 def long_warmup(recipe: Recipe) -> Advice:
     train = recipe.train
     if train.max_steps is not None and train.warmup_steps > train.max_steps / 10:
-        yield f"warm-up takes {train.warmup_steps} of {train.max_steps} steps", (
-            f"warmup_steps={max(1, train.max_steps // 20)}"
+        yield (
+            f"warm-up takes {train.warmup_steps} of {train.max_steps} steps",
+            (f"warmup_steps={max(1, train.max_steps // 20)}"),
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gptfit.config import Recipe
-from gptfit.data import TextSource, TokenDataset, choose_tokenizer
+from gptfit.data import TextSource, TokenDataset
 from gptfit.model import GPT2
 from gptfit.plan.params import count_parameters
 from gptfit.train import run as runs
@@ -32,7 +32,8 @@ TOKENS_PER_PARAMETER = 0.4
 """A model that the time does not let see this many tokens per weight is beaten by a smaller one."""
 PARAMETERS_PER_TOKEN = 20
 """A model with more weights than this per token of the text learns it by heart."""
-EPOCHS_WITHOUT_DROPOUT = 4
+EPOCHS_WITHOUT_DROPOUT = 20
+"""Drawing the masks costs a CPU a third of its speed; below this it costs more than it gives."""
 PROBE_SECONDS = 0.8
 EVALUATIONS = 8
 Say = Callable[[str], None]
@@ -56,9 +57,7 @@ class Probe:
         return seconds / self.step_seconds * tokens_per_step
 
 
-def fit(
-    run: Path, text: TextSource, seconds: float, overrides: Sequence[str], say: Say
-) -> Trainer:
+def fit(run: Path, text: TextSource, seconds: float, overrides: Sequence[str], say: Say) -> Trainer:
     """A trainer for the best model that ``text`` and ``seconds`` allow on this machine.
 
     Tells ``say`` what was chosen and why. ``overrides`` win over every choice. The whole call and
@@ -78,19 +77,17 @@ def fit(
 
 
 def _prepare(run: Path, text: TextSource, base: Recipe, say: Say) -> TokenDataset:
-    size = text.total_bytes
-    say(f"text: {text.name}, {size:,} bytes")
-    data = base.data
-    if data.tokenizer == "auto":
-        kind, vocab_size = choose_tokenizer(size)
-        data = data.replace(tokenizer=kind, bpe_vocab_size=data.bpe_vocab_size or vocab_size)
-    dataset = runs.prepare_data(run, data, text)
-    reasons = {
-        "char": "characters: the text is too short to learn longer tokens from",
-        "bpe": f"{dataset.tokenizer.vocab_size:,} tokens of byte-level BPE, learned from the text",
-    }
-    why = reasons.get(dataset.tokenizer.kind) if base.data.tokenizer == "auto" else None
-    say(f"tokenizer: {why or f'{data.tokenizer}, as asked'}")
+    say(f"text: {text.description}, {text.total_bytes:,} bytes")
+    dataset = runs.prepare_data(run, base.data, text)
+    why = "as asked"
+    if base.data.tokenizer == "auto":
+        why = {
+            "char": "because the text is too short to learn longer tokens from",
+            "bpe": "learned from the text, sized for it",
+        }[dataset.tokenizer.kind]
+    kind = {"char": "characters", "bpe": "byte-level BPE"}
+    tokenizer = kind.get(dataset.tokenizer.kind, base.data.tokenizer)
+    say(f"tokenizer: {dataset.tokenizer.vocab_size:,} tokens of {tokenizer}, {why}")
     say(f"data: {len(dataset.train):,} training tokens, {len(dataset.val):,} for validation")
     return dataset
 
@@ -179,10 +176,11 @@ def _schedule(probe: Probe, dataset: TokenDataset, seconds: float, name: str) ->
         "train.max_seconds": round(seconds, 1),
         "train.schedule": "linear",
         "train.min_lr": probe.recipe.train.learning_rate / 20,
-        "train.warmup_steps": min(200, max(5, steps // 20)),
+        # A shorter warm-up at these rates leaves the model on a plateau for the rest of the run.
+        "train.warmup_steps": min(200, max(50, steps // 20), steps // 4),
         "train.beta2": 0.99,
         "train.eval_interval": max(1, steps // EVALUATIONS),
-        "train.eval_tokens": max(4096, round(probe.tokens_in(seconds) / 50)),
+        "train.eval_tokens": max(4096, round(probe.tokens_in(seconds) / 25)),
         "train.log_interval": max(1, min(20, steps // 50)),
         "train.sample_interval": max(1, steps // EVALUATIONS) * (EVALUATIONS // 2),
         "run.sample_tokens": 120,
@@ -193,9 +191,7 @@ def _schedule(probe: Probe, dataset: TokenDataset, seconds: float, name: str) ->
     return probe.recipe.override(values, "fit").named(name)
 
 
-def _explain(
-    recipe: Recipe, probe: Probe, dataset: TokenDataset, seconds: float, say: Say
-) -> None:
+def _explain(recipe: Recipe, probe: Probe, dataset: TokenDataset, seconds: float, say: Say) -> None:
     tokens = probe.tokens_in(seconds)
     rate = tokens / seconds
     total = count_parameters(recipe.model).total
@@ -206,8 +202,10 @@ def _explain(
         f"{tokens / len(dataset.train):.1f} epochs in {seconds:.0f} s"
     )
     if recipe.model.resid_pdrop:
-        say(f"dropout: {recipe.model.resid_pdrop:g}, because the text is seen more than "
-            f"{EPOCHS_WITHOUT_DROPOUT} times")
+        say(
+            f"dropout: {recipe.model.resid_pdrop:g}, because the text is seen more than "
+            f"{EPOCHS_WITHOUT_DROPOUT} times"
+        )
 
 
 def _weights(recipe: Recipe) -> int:
@@ -216,6 +214,4 @@ def _weights(recipe: Recipe) -> int:
 
 def _shape(recipe: Recipe) -> str:
     model = recipe.model
-    return (
-        f"{model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, context {model.n_positions}"
-    )
+    return f"{model.n_layer} layers, {model.n_embd} wide, {model.n_head} heads, context {model.n_positions}"

@@ -96,6 +96,8 @@ class Trainer:
             if self.state.step % train.eval_interval == 0 and self.progress() < 1:
                 evaluation = self._milestone()
         evaluation = evaluation or self._milestone(sample=not interrupt.is_set)
+        if evaluation.tokens < len(self.dataset.val) - 1 and not interrupt.is_set:
+            evaluation = evaluate(self.model, self.dataset.val, None, self.device.autocast())
         assert self.state.best_loss is not None
         assert self.state.best_step is not None
         return Outcome(
@@ -202,9 +204,7 @@ class Trainer:
             raise self._diverged(evaluation.loss)
         is_best = self.state.best_loss is None or evaluation.loss < self.state.best_loss
         if is_best:
-            self.state = replace(
-                self.state, best_loss=evaluation.loss, best_step=self.state.step
-            )
+            self.state = replace(self.state, best_loss=evaluation.loss, best_step=self.state.step)
         self._tell(
             Evaluated(
                 step=self.state.step,

@@ -21,8 +21,15 @@ def draw_loss(run: Path, path: Path) -> None:
     evaluations = [event for event in events if event["event"] == "evaluation"]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     _line(axes, steps, color="#9db4d0", linewidth=1.2, label="training")
-    _line(axes, evaluations, color="#d1495b", linewidth=1.8, marker="o", markersize=4,
-          label="validation")
+    _line(
+        axes,
+        evaluations,
+        color="#d1495b",
+        linewidth=1.8,
+        marker="o",
+        markersize=4,
+        label="validation",
+    )
     best = min(evaluations, key=lambda event: event["loss"])
     note = f"best {best['loss']:.3f} nats/token"
     if best["bits_per_byte"]:

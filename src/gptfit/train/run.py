@@ -1,11 +1,11 @@
 """The run folder: starting one from a recipe, and taking it up again.
 
-    runs/NAME/
-      recipe.toml      every value of the run, resolved
-      data/            tokens and tokenizer, unless prepared data was given
-      metrics.jsonl    what happened, one event a line
-      checkpoints/     step-NNNNNN/, best and last
-      loss.png         the curve
+runs/NAME/
+  recipe.toml      every value of the run, resolved
+  data/            tokens and tokenizer, unless prepared data was given
+  metrics.jsonl    what happened, one event a line
+  checkpoints/     step-NNNNNN/, best and last
+  loss.png         the curve
 """
 
 from __future__ import annotations

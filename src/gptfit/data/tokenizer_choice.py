@@ -8,9 +8,8 @@ from pathlib import Path
 from gptfit.data.text import TextSource
 from gptfit.data.tokenizer import Tokenizer
 
-# Below this size and variety of characters, words come too seldom to be learned as tokens.
-AUTO_CHAR_BYTES = 2**21
-AUTO_CHARACTERS = 256
+# Below this size words come too seldom to be learned as tokens.
+AUTO_CHAR_BYTES = 100_000
 SMALLEST_BPE, LARGEST_BPE = 512, 32768
 BYTES_PER_BPE_TOKEN = 256
 
@@ -18,10 +17,11 @@ BYTES_PER_BPE_TOKEN = 256
 def make_tokenizer(spec: str, bpe_vocab_size: int | None, text: TextSource) -> Tokenizer:
     """``spec`` is auto, char, bpe, gpt2, or a path that ``Tokenizer.load`` takes.
 
-    auto is char for a small text of few characters and bpe for any other.
+    auto is char for a short text and bpe, of a size that fits the text, for any other.
     """
     if spec == "auto":
-        spec = "char" if bpe_vocab_size is None and _suits_characters(text) else "bpe"
+        is_short = text.total_bytes < AUTO_CHAR_BYTES
+        spec = "char" if bpe_vocab_size is None and is_short else "bpe"
     if spec == "char":
         return Tokenizer.char(text.characters)
     if spec == "gpt2":
@@ -40,10 +40,6 @@ def default_bpe_vocab_size(text_bytes: int) -> int:
     """
     size = min(max(text_bytes // BYTES_PER_BPE_TOKEN, SMALLEST_BPE), LARGEST_BPE)
     return 1 << (size.bit_length() - 1)
-
-
-def _suits_characters(text: TextSource) -> bool:
-    return text.total_bytes <= AUTO_CHAR_BYTES and len(text.characters) <= AUTO_CHARACTERS
 
 
 def _chunks(text: TextSource) -> Iterator[str]:

@@ -107,7 +107,7 @@ def _require_space(out: Path, text: TextSource, tokenizer: Tokenizer) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DataError(
-            f"{out} needs about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; make room "
+            f"{out} needs about {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; make room "
             "or choose another folder"
         )
 
