@@ -114,7 +114,26 @@ def test_gpt2_equals_tiktoken(gpt2_bpe: Path, tinyshakespeare: Path) -> None:
         "gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
     for text in (tinyshakespeare.read_text(encoding="utf-8"), NASTY):
-        assert gpt2(gpt2_bpe).encode(text).tolist() == reference.encode_ordinary(text)
+        expected = reference.encode_ordinary(text)
+        assert gpt2(gpt2_bpe).encode(text).tolist() == expected
+        assert gpt2(gpt2_bpe)._backend.encode(text).ids == expected  # what transformers runs
+
+
+def test_gpt2_engines_agree_on_every_kind_of_character(gpt2_bpe: Path) -> None:
+    """tiktoken encodes for us and tokenizers for transformers: both must split all scripts alike."""
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    texts = [f"a{c}b 1{c}2{c} {c} !{c}!" for c in characters[::37]]
+    ours = gpt2(gpt2_bpe).encode_batch(texts)
+    theirs = gpt2(gpt2_bpe)._backend.encode_batch_fast(texts, add_special_tokens=False)
+    assert [ids.tolist() for ids in ours] == [encoding.ids for encoding in theirs]
+
+
+@given(text=texts)
+def test_gpt2_engines_agree(text: str, gpt2_bpe: Path) -> None:
+    tokenizer = gpt2(gpt2_bpe)
+    ids = tokenizer.encode(text).tolist()
+    assert ids == tokenizer._backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == text
 
 
 @given(texts)
@@ -238,9 +257,11 @@ def test_decode_refuses_foreign_ids(ids: list[int]) -> None:
         bpe().decode(ids)
 
 
-def test_half_a_character_is_refused() -> None:
-    with pytest.raises(DataError, match=r"the surrogate U\+D83D\) at position 2"):
-        bpe().encode("ab\ud83d")
+def test_half_a_character_is_refused(gpt2_bpe: Path) -> None:
+    for tokenizer in (bpe(), gpt2(gpt2_bpe)):
+        for special in (False, True):
+            with pytest.raises(DataError, match=r"the surrogate U\+D83D\) at position 2"):
+                tokenizer.encode("ab\ud83d", special=special)
 
 
 def _with(document: dict[str, Any], **changes: Any) -> str:
@@ -350,8 +371,8 @@ def test_make_tokenizer(tmp_path: Path, gpt2_bpe: Path) -> None:
     assert make_tokenizer(str(gpt2_bpe), None, source).kind == "gpt2"
     bpe().save(tmp_path)
     assert make_tokenizer(str(tmp_path), None, source).fingerprint == bpe().fingerprint
-    varied = _source(tmp_path, "".join(chr(0x4E00 + i) for i in range(300)))
-    assert make_tokenizer("auto", None, varied).kind == "bpe"
+    long = _source(tmp_path, "to be or not to be, " * 5000)
+    assert make_tokenizer("auto", None, long).kind == "bpe"
 
 
 @pytest.mark.parametrize("characters", ["", ["ab"], ["a", "a"], ["\ud800"]])

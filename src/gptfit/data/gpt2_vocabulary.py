@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiktoken import Encoding
 from tiktoken.load import read_file_cached
+from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
 from gptfit.errors import DataError
 
@@ -19,6 +21,8 @@ URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 # sha256 of OpenAI's files, as in tiktoken_ext.openai_public.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+END = 50256
+"""Id of the end of text, the last one."""
 FILE_NAMES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 HUB_NAMES = ("models--openai-community--gpt2", "models--gpt2")
 
@@ -41,6 +45,28 @@ class Vocabulary:
         """Whether these are the merges of the released GPT-2 (its ids follow from them)."""
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges), ""]
         return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest() == MERGES_SHA256
+
+    def to_tiktoken(self) -> Encoding:
+        """GPT-2's encoder in tiktoken, several times as fast as the one in tokenizers.
+
+        Only for GPT-2 itself: tiktoken joins any two neighbours that are a token together, which
+        is the same as following the merges in GPT-2's vocabulary but need not be in another.
+        """
+        assert self.is_gpt2
+        byte_of = _byte_of_character()
+        ranks = {bytes(byte_of[c] for c in token): i for token, i in self.ids.items() if i < END}
+        return Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+
+
+def _byte_of_character() -> dict[str, int]:
+    """How a vocabulary file spells bytes: printable ones as they are, the others from U+0100 on.
+
+    Source: bytes_to_unicode in openai/gpt-2, src/encoder.py.
+    """
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + index): byte for index, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | shifted
 
 
 def has_vocabulary(folder: Path) -> bool:

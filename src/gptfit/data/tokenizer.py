@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tiktoken import Encoding
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
@@ -144,15 +146,20 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         """Ids, uint32, 1-D. ``special`` reads the names of special tokens as these tokens."""
-        if self._table is not None:
-            return self._table.encode(text)
-        return self._run([text], self._special_backend if special else self._backend)[0]
+        if special and self._table is None:
+            return self._run([text], self._special_backend)[0]
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of each text, in threads."""
         if self._table is not None:
             return [self._table.encode(text) for text in texts]
-        return self._run(texts, self._backend)
+        if self._fast is None:
+            return self._run(texts, self._backend)
+        for text in texts:
+            _require_unicode(text)
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self._fast.encode_to_numpy, texts))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -192,6 +199,11 @@ class Tokenizer:
     def characters(self) -> tuple[str, ...] | None:
         """The vocabulary of a character tokenizer, in the order of the ids."""
         return self._table.characters if self._table is not None else None
+
+    @cached_property
+    def _fast(self) -> Encoding | None:
+        model = self._values["model"]
+        return Vocabulary.from_model(model).to_tiktoken() if self.kind == "gpt2" else None
 
     @cached_property
     def _special_backend(self) -> Backend:
