@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, call
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from command_line import SMALL, call
 from gptfit.config import GPT2Config
 from gptfit.data import Tokenizer
 

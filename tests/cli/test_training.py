@@ -188,7 +188,7 @@ def test_interrupt_saves_and_says_how_to_go_on(text: Path, tmp_path: Path, numbe
     )  # fmt: skip
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"step"' in metrics.read_text(encoding="utf-8")):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

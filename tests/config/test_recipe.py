@@ -190,9 +190,8 @@ def test_with_model() -> None:
 
 
 def test_override_keeps_the_other_origins() -> None:
-    recipe = Recipe.resolve("gpt2", overrides=["n_layer=3"]).with_data(
-        DataConfig(text=("a",)), "text"
-    )
+    recipe = Recipe.resolve("gpt2", overrides=["n_layer=3"])
+    recipe = recipe.override({"data.text": ("a",)}, "text")
     changed = recipe.override(["batch_size=24", "n_embd=384"])
     assert (changed.model.n_layer, changed.model.n_inner) == (3, 1536)
     assert (changed.train.batch_size, changed.train.micro_batch_size) == (24, 24)

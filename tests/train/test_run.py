@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from gptfit.errors import CheckpointError, ConfigError, DataError
+from gptfit.formats.hf import load_model
+from gptfit.generate import evaluate
 from gptfit.train import run as runs
 from gptfit.train.events import Event, MetricsFile, Stepped
 from gptfit.train.interrupt import Interrupt
@@ -35,8 +37,26 @@ def test_loss_falls(tmp_path: Path) -> None:
     assert not outcome.interrupted
     assert recorded[0][1] > 3.0  # about ln 29
     assert recorded[-1][1] < 1.0
-    assert outcome.evaluation.loss < 1.0
-    assert outcome.evaluation.tokens == trainer.dataset.val.size - 1
+    assert outcome.best.loss < 1.0
+    assert outcome.best.tokens == trainer.dataset.val.size - 1
+
+
+def test_outcome_is_of_the_best_checkpoint_on_the_whole_split(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = [
+        "max_steps=60",
+        "eval_interval=10",
+        "eval_tokens=16",
+        "lr=0.3",
+        "schedule=constant",
+    ]
+    trainer = make_trainer(run, *overrides)
+    outcome = finish(trainer)
+    best = load_model(run / "checkpoints/best")
+    assert outcome.best_step < outcome.step  # this learning rate does not end well
+    assert outcome.last.tokens == 16
+    assert outcome.best == evaluate(best, trainer.dataset.val)
+    assert outcome.best.tokens == len(trainer.dataset.val) - 1
 
 
 def test_interrupted_and_resumed_three_times_equals_straight(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -44,4 +45,8 @@ for module in (training, generating, configs):
 
 def main() -> None:
     """The ``gptfit`` command."""
+    # OpenMP reads this once, when torch is loaded. Its threads wait for each other by spinning; when
+    # another program has taken a core they spin through its whole time slice, at every operation.
+    # Giving up the wait sooner costs nothing on an idle machine: see benchmarks/spinning.py.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     app()

@@ -88,6 +88,8 @@ def train(
         from gptfit.data import TokenDataset
 
         dataset = TokenDataset.open(Path(texts[0]))
+        for note in dataset.notes:
+            stderr().print(f"note: {note}", soft_wrap=True, markup=False)
     else:
         source = open_text(list(texts), wanted.data.json_field)
         dataset = runs.prepare_data(run, wanted.data, source)
@@ -170,29 +172,31 @@ def run_to_end(trainer: Trainer, as_json: bool) -> None:
     with Interrupt() as interrupt, ProgressView(console) as view:
         outcome = trainer.run(view, interrupt)
     draw_loss(run, run / "loss.png")
-    bits = trainer.bits_per_byte(outcome.evaluation)
     if as_json:
+        bits = trainer.bits_per_byte(outcome.best)
         print_json({"run": str(run), **asdict(outcome), "bits_per_byte": bits})
     else:
-        _print_summary(trainer, outcome, bits)
+        _print_summary(trainer, outcome)
     if outcome.interrupted:
         raise typer.Exit(130)
 
 
-def _print_summary(trainer: Trainer, outcome: Outcome, bits: float | None) -> None:
+def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
     from gptfit.cli.progress import clock
 
     run, out = trainer.run_folder, stdout()
     verb = "stopped" if outcome.interrupted else "done"
-    out.print(
-        f"\n[bold]{verb}[/] after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}: "
-        f"validation {outcome.evaluation.loss:.4f} nats/token"
-        + (f", {bits:.3f} bits/byte" if bits else "")
-        + f" over {outcome.evaluation.tokens:,} tokens",
-        soft_wrap=True,
-    )
+    out.print(f"\n[bold]{verb}[/] after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}")
+    if not outcome.interrupted:
+        bits = trainer.bits_per_byte(outcome.best)
+        out.print(
+            f"best model (step {outcome.best_step:,}): [bold]{outcome.best.loss:.4f}[/] nats/token"
+            + (f", {bits:.3f} bits/byte" if bits else "")
+            + f" over the whole validation split of {outcome.best.tokens:,} tokens",
+            soft_wrap=True,
+        )
     lines = [
-        ("model", f"{run}/checkpoints/best (step {outcome.best_step:,})"),
+        ("model", f"{run}/checkpoints/best"),
         ("curve", f"{run}/loss.png"),
         ("resume" if outcome.interrupted else "longer", _resume_command(trainer, outcome)),
         ("sample", f"gptfit generate {run}"),

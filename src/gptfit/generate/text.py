@@ -12,9 +12,12 @@ from gptfit.model import GPT2
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt. An empty one starts where texts start: at end-of-text, or a new line."""
+    """The ids of a prompt, in which <|endoftext|> is the token.
+
+    An empty prompt starts where texts start: after an end of text, or on a new line.
+    """
     if prompt:
-        return [int(token) for token in tokenizer.encode(prompt)]
+        return [int(token) for token in tokenizer.encode(prompt, special=True)]
     if tokenizer.eos_token_id is not None:
         return [tokenizer.eos_token_id]
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from gptfit.data import TextSource, TokenDataset
 from gptfit.model import GPT2
 from gptfit.plan.params import count_parameters
 from gptfit.train import run as runs
-from gptfit.train.device import Device, choose_device
+from gptfit.train.device import choose_device
 from gptfit.train.loop import Trainer
 from gptfit.train.optimizer import make_optimizer
 
@@ -30,11 +32,11 @@ LADDER = (
 BATCH_SIZE = {"cpu": 16, "cuda": 64, "mps": 32}
 TOKENS_PER_PARAMETER = 0.4
 """A model that the time does not let see this many tokens per weight is beaten by a smaller one."""
-PARAMETERS_PER_TOKEN = 20
+PARAMETERS_PER_TOKEN = 30
 """A model with more weights than this per token of the text learns it by heart."""
 EPOCHS_WITHOUT_DROPOUT = 20
 """Drawing the masks costs a CPU a third of its speed; below this it costs more than it gives."""
-PROBE_SECONDS = 0.8
+PROBE_SECONDS = 1.5
 EVALUATIONS = 8
 Say = Callable[[str], None]
 
@@ -128,22 +130,22 @@ def _candidate(
         "model.bias": False,
         "model.dropout": 0.0,
         "train.batch_size": BATCH_SIZE[kind],
-        # Meets nanoGPT's 6e-4 at width 768 and 4e-3 at 128, where it was measured.
-        "train.learning_rate": round(0.5 / n_embd, 5),
+        "train.learning_rate": round(0.032 / math.sqrt(n_embd), 5),  # 2e-3 at width 256
     }
     recipe = base.override(values, "fit").override(overrides)
     return runs.with_vocabulary(recipe, dataset.tokenizer)
 
 
 def _probe(recipe: Recipe) -> Probe:
-    """Time real steps on random tokens: two to warm up, then as many as fit the probe's time."""
+    """Time real steps on random tokens; the first ones, which set up kernels and memory, are left out."""
     device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
     model = GPT2(recipe.model, runs.vocab_multiple(recipe, device)).to(device.torch_device)
     optimizer = make_optimizer(model, recipe.train)
     shape = (recipe.train.micro_batch_size, recipe.model.n_positions + 1)
     tokens = torch.randint(recipe.model.vocab_size, shape, device=device.torch_device)
-
-    def step() -> None:
+    durations: list[float] = []
+    while sum(durations) < PROBE_SECONDS or len(durations) < 4:
+        started = time.perf_counter()
         for _ in range(recipe.train.grad_accum_steps):
             with device.autocast():
                 loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -151,21 +153,9 @@ def _probe(recipe: Recipe) -> Probe:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-    step()
-    step()
-    _synchronize(device)
-    started, steps = time.perf_counter(), 0
-    while time.perf_counter() - started < PROBE_SECONDS:
-        step()
-        _synchronize(device)
-        steps += 1
-    return Probe(recipe, (time.perf_counter() - started) / steps)
-
-
-def _synchronize(device: Device) -> None:
-    if device.torch_device.type == "cuda":
-        torch.cuda.synchronize()
+        loss.item()  # waits for the device
+        durations.append(time.perf_counter() - started)
+    return Probe(recipe, statistics.median(durations[len(durations) // 2 :]))
 
 
 def _schedule(probe: Probe, dataset: TokenDataset, seconds: float, name: str) -> Recipe:

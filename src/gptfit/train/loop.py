@@ -13,6 +13,8 @@ from torch import Tensor
 from gptfit.config import Recipe
 from gptfit.data import Sampler, TokenDataset
 from gptfit.errors import ConfigError, GptfitError, Problem
+from gptfit.formats.hf import load_model
+from gptfit.formats.locate import find_checkpoint
 from gptfit.generate import Evaluation, SamplingOptions, evaluate, generate_text
 from gptfit.model import GPT2
 from gptfit.plan.flops import training_flops_per_token
@@ -44,11 +46,15 @@ class TrainingDivergedError(GptfitError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of ``Trainer.run`` ended."""
+    """How a call of ``Trainer.run`` ended.
+
+    ``best`` is the best checkpoint on the whole validation split, ``last`` the last one on the
+    tokens that evaluations on the way read.
+    """
 
     step: int
-    evaluation: Evaluation
-    best_loss: float
+    last: Evaluation
+    best: Evaluation
     best_step: int
     interrupted: bool
     elapsed_seconds: float
@@ -95,19 +101,27 @@ class Trainer:
                 self._log()
             if self.state.step % train.eval_interval == 0 and self.progress() < 1:
                 evaluation = self._milestone()
-        evaluation = evaluation or self._milestone(sample=not interrupt.is_set)
-        if evaluation.tokens < len(self.dataset.val) - 1 and not interrupt.is_set:
-            evaluation = evaluate(self.model, self.dataset.val, None, self.device.autocast())
-        assert self.state.best_loss is not None
+        last = evaluation or self._milestone(sample=not interrupt.is_set)
         assert self.state.best_step is not None
         return Outcome(
-            self.state.step,
-            evaluation,
-            self.state.best_loss,
-            self.state.best_step,
-            interrupt.is_set and self.progress() < 1,
-            self.elapsed_seconds(),
+            step=self.state.step,
+            last=last,
+            best=last if interrupt.is_set else self._evaluate_best(last),
+            best_step=self.state.best_step,
+            interrupted=interrupt.is_set and self.progress() < 1,
+            elapsed_seconds=self.elapsed_seconds(),
         )
+
+    def _evaluate_best(self, last: Evaluation) -> Evaluation:
+        """The checkpoint that is handed over, on every token of the validation split."""
+        is_last = self.state.best_step == self.state.step
+        if is_last and last.tokens == len(self.dataset.val) - 1:
+            return last
+        model = self.model
+        if not is_last:
+            folder = find_checkpoint(self.run_folder, ("best",))
+            model = load_model(folder, self.device.torch_device)
+        return evaluate(model, self.dataset.val, None, self.device.autocast())
 
     def progress(self) -> float:
         """Share of the budget spent, 0 to 1: of the budget that is nearest to its end."""
