@@ -47,7 +47,7 @@ def test_outcome_is_of_the_best_checkpoint_on_the_whole_split(tmp_path: Path) ->
         "max_steps=60",
         "eval_interval=10",
         "eval_tokens=16",
-        "lr=0.3",
+        "learning_rate=0.3",
         "schedule=constant",
     ]
     trainer = make_trainer(run, *overrides)

@@ -98,7 +98,8 @@ def load(model: str, device: str) -> tuple[GPT2, Tokenizer]:
 
 
 def _stream(prompt: str, pieces: Iterator[list[str]]) -> None:
-    print(prompt, end="", flush=True)
+    shown = prompt
     for piece in pieces:
-        print(piece[0], end="", flush=True)
+        print(shown + piece[0], end="", flush=True)
+        shown = ""
     print()

@@ -23,6 +23,11 @@ def find_model(where: str | Path) -> Path:
         return path
     if (path / CHECKPOINTS).is_dir():
         return find_checkpoint(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; give the run or the folder that holds config.json and "
+            "model.safetensors (a pickled checkpoint is never executed)"
+        )
     if path.exists():
         raise CheckpointError(f"{path} holds neither a config.json nor a {CHECKPOINTS} folder")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(where)) and not str(where).startswith(
