@@ -37,8 +37,9 @@ def make_trainer(run: Path, *overrides: str, text: str = TEXT) -> Trainer:
     path = run.parent / "text.txt"
     path.write_text(text, encoding="utf-8")
     recipe = Recipe.resolve(overrides=[*TINY, *overrides])
-    dataset = runs.prepare_data(run, recipe.data, TextSource.from_paths([str(path)]))
-    return runs.start(run, recipe, dataset)
+    with runs.new_run(run):
+        dataset = runs.prepare_data(run, recipe.data, TextSource.from_paths([str(path)]))
+        return runs.start(run, recipe, dataset)
 
 
 def finish(trainer: Trainer, listener: Callable[[Event], None] = lambda event: None) -> Outcome:

@@ -130,7 +130,7 @@ def test_time_budget(tmp_path: Path) -> None:
 def test_no_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the run has no end; give max_steps, max_tokens"):
         make_trainer(tmp_path / "run", "max_steps=none")
-    assert not (tmp_path / "run/recipe.toml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_can_be_prolonged(trained: Path) -> None:
@@ -255,7 +255,7 @@ def test_divergence_stops_before_the_update(tmp_path: Path) -> None:
 def test_text_shorter_than_the_context(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="64"):
         make_trainer(tmp_path / "run", "n_positions=64", text="too short for that\n")
-    assert not (tmp_path / "run/recipe.toml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_a_line_of_metrics_is_ignored(trained: Path) -> None:

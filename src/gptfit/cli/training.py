@@ -13,6 +13,7 @@ from gptfit.cli.overrides import SETTINGS, parse_duration, split_overrides
 from gptfit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gptfit.config import Recipe
     from gptfit.data import TextSource, TokenDataset
     from gptfit.train.loop import Outcome, Trainer
 
@@ -82,18 +83,38 @@ def train(
         return
     wanted, _ = read_recipe(arguments)
     texts = tuple(data) if data else wanted.data.text
+    if is_prepared(texts):  # resuming opens it again, from wherever that is called
+        texts = (str(Path(texts[0]).resolve()),)
     run = out or free_folder(wanted.name or "run")
-    runs.require_free(run)
-    if len(texts) == 1 and is_prepared(Path(texts[0])):
-        from gptfit.data import TokenDataset
+    _print_warnings(wanted)
+    with runs.new_run(run):
+        dataset = _dataset(run, texts, wanted)
+        trainer = runs.start(run, wanted.override({"data.text": texts}), dataset)
+    run_to_end(trainer, as_json)
 
+
+def _dataset(run: Path, texts: tuple[str, ...], recipe: Recipe) -> TokenDataset:
+    """The prepared folder that ``texts`` names, or the text itself, prepared into the run."""
+    from gptfit.data import TokenDataset
+    from gptfit.train.run import prepare_data
+
+    if is_prepared(texts):
         dataset = TokenDataset.open(Path(texts[0]))
         for note in dataset.notes:
             stderr().print(f"note: {note}", soft_wrap=True, markup=False)
-    else:
-        source = open_text(list(texts), wanted.data.json_field)
-        dataset = runs.prepare_data(run, wanted.data, source)
-    run_to_end(runs.start(run, wanted.override({"data.text": texts}), dataset), as_json)
+        return dataset
+    source = open_text(list(texts), recipe.data.json_field)
+    stderr().print(f"text: {source.description}, {source.total_bytes:,} bytes", soft_wrap=True)
+    return prepare_data(run, recipe.data, source)
+
+
+def _print_warnings(recipe: Recipe) -> None:
+    from gptfit.plan.lint import WARNING, lint
+
+    for finding in lint(recipe):
+        if finding.severity == WARNING:
+            text = f"[yellow]warning[/] {finding.field}: {finding.message}; {finding.fix}"
+            stderr().print(text, soft_wrap=True)
 
 
 def prepare(
@@ -148,9 +169,9 @@ def open_text(paths: list[str], json_field: str = "text") -> TextSource:
     return TextSource.from_paths(paths, json_field) if paths else TextSource.embedded()
 
 
-def is_prepared(path: Path) -> bool:
-    """Whether a path is a folder of token files rather than text."""
-    return (path / "train.bin").is_file()
+def is_prepared(texts: tuple[str, ...]) -> bool:
+    """Whether ``--data`` names a folder of token files rather than text."""
+    return len(texts) == 1 and (Path(texts[0]) / "train.bin").is_file()
 
 
 def free_folder(name: str) -> Path:

@@ -65,17 +65,15 @@ def fit(run: Path, text: TextSource, seconds: float, overrides: Sequence[str], s
     Tells ``say`` what was chosen and why. ``overrides`` win over every choice. The whole call and
     the training together are meant to take ``seconds``.
     """
-    started = time.perf_counter()
-    runs.require_free(run)
+    end = time.perf_counter() + 0.95 * seconds  # the rest is for the last evaluation
     base = Recipe.resolve(overrides=overrides)
-    dataset = _prepare(run, text, base, say)
-    reserve = 0.05 * seconds
-    left = seconds - (time.perf_counter() - started) - reserve
-    probe = _choose(base, overrides, dataset, left, say)
-    left = max(seconds / 2, seconds - (time.perf_counter() - started) - reserve)
-    recipe = _schedule(probe, dataset, left, text.name).override(overrides)
-    _explain(recipe, probe, dataset, left, say)
-    return runs.start(run, recipe, dataset)
+    with runs.new_run(run):
+        dataset = _prepare(run, text, base, say)
+        probe = _choose(base, overrides, dataset, end - time.perf_counter(), say)
+        left = max(seconds / 2, end - time.perf_counter())
+        recipe = _schedule(probe, dataset, left, text.name).override(overrides)
+        _explain(recipe, probe, dataset, left, say)
+        return runs.start(run, recipe, dataset)
 
 
 def _prepare(run: Path, text: TextSource, base: Recipe, say: Say) -> TokenDataset:

@@ -10,7 +10,9 @@ runs/NAME/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,12 +33,21 @@ FAST_VOCAB_MULTIPLE = 64
 """Tensor cores want the vocabulary's matrices in whole tiles: 50257 becomes 50304 inside."""
 
 
-def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
-    """A trainer at step 0 in a new folder ``run``; the recipe is fixed there from now on.
-
-    Raises before anything is written when the folder is taken or the data does not fit the model.
-    """
+@contextmanager
+def new_run(run: Path) -> Iterator[None]:
+    """While a run is being set up in a free folder: if that fails, nothing of it is left."""
     require_free(run)
+    existed = run.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+
+
+def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
+    """A trainer at step 0 in a new folder ``run``; the recipe is fixed there from now on."""
     recipe = with_vocabulary(recipe, dataset.tokenizer)
     dataset.require_context(recipe.model.n_positions)
     device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
