@@ -31,7 +31,9 @@ def quick(command: str) -> list[str]:
 
 def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-text.txt").write_text("Once upon a time. " + TEXT * 5, encoding="utf-8")
+    (tmp_path / "my-text.txt").write_text(
+        "Once upon a time. " + "".join(map(chr, range(33, 127))) + TEXT * 5, encoding="utf-8"
+    )
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         result = call(*quick(command))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from command_line import SMALL, TEXT, call
-from gptfit.data import TokenDataset
+from gptfit.data import TokenDataset, Tokenizer
 
 
 def test_fit_from_text_to_sample(text: Path, tmp_path: Path) -> None:
@@ -151,17 +152,28 @@ def test_bad_generation_options(run: Path, options: list[str], message: str) -> 
     assert "Traceback" not in result.err
 
 
-def test_wrong_tokenizer_for_the_model(run: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from gptfit.data import Tokenizer
-
+@pytest.mark.parametrize("size", [23, 500])
+def test_wrong_tokenizer_for_the_model(run: Path, tmp_path: Path, size: int) -> None:
     model = tmp_path / "model"
     shutil.copytree((run / "checkpoints/best").resolve(), model)
-    Tokenizer.char([chr(0x4E00 + i) for i in range(500)]).save(model)
+    Tokenizer.char([chr(0x4E00 + i) for i in range(size)]).save(model)
     result = call("generate", model, "--prompt", "\u4e00")
     assert result.code == 2
-    assert "do not belong together" in result.err
+    assert "tokenizer.json" in result.err
+    (model / "manifest.json").unlink()  # a folder from elsewhere has none
+    if size > 23:
+        assert "do not belong together" in call("generate", model, "--prompt", "\u4e00").err
+
+
+def test_damaged_weights_are_not_sampled(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree((run / "checkpoints/best").resolve(), model)
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-1000:] = bytes(1000)
+    (model / "model.safetensors").write_bytes(content)
+    result = call("generate", model)
+    assert result.code == 2
+    assert "model.safetensors is damaged" in result.err
 
 
 def test_run_that_exists_with_another_config(run: Path, text: Path) -> None:
@@ -202,3 +214,102 @@ def test_interrupt_saves_and_says_how_to_go_on(text: Path, tmp_path: Path, numbe
     assert step > 0
     resumed = call("train", "--resume", out, f"max_steps={step + 2}", "--json")
     assert resumed.json["step"] == step + 2
+
+
+def test_the_smallest_text_gets_a_model_that_fits_it(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.txt"
+    path.write_text("A small text, but mine. " * 25, encoding="utf-8")
+    result = call("fit", path, "--time", "2s", "--out", tmp_path / "run", "device=cpu", "--json")
+    assert result.code == 0, result.err
+    assert result.json["best"]["tokens"] > 0
+
+
+def test_recipe_of_a_preset_takes_the_vocabulary_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(32 + i % 90) for i in range(4000)), encoding="utf-8")
+    assert call("new", tmp_path / "r.toml", "--preset", "nanogpt-shakespeare-char-cpu").code == 0
+    result = call(
+        "train",
+        tmp_path / "r.toml",
+        *SMALL,
+        "max_steps=2",
+        "--data",
+        path,
+        "--out",
+        tmp_path / "run",
+    )
+    assert result.code == 0, result.err
+    config = json.loads((tmp_path / "run/checkpoints/best/config.json").read_text(encoding="utf-8"))
+    assert config["vocab_size"] == 90
+
+
+def test_text_in_the_overrides_is_the_text(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = call("fit", f"text={tmp_path}/nowhere.txt", "--out", out)
+    assert result.code == 2
+    assert "nowhere.txt" in result.err
+    assert "named twice" in call("fit", text, f"text={text}", "--out", out).err
+    assert not out.exists()
+
+
+def test_prepared_data_keeps_its_tokenizer(text: Path, tmp_path: Path) -> None:
+    call("prepare", text, "--out", tmp_path / "tokens", "--tokenizer", "char")
+    result = call(
+        "train", "tiny", "max_steps=1", "tokenizer=bpe", "--data", tmp_path / "tokens",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.code == 2
+    assert "prepared already, so data.tokenizer cannot change" in result.err
+
+
+def test_names_with_brackets_and_blanks(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my [/x] run $a$"
+    result = call("train", "tiny-char", *SMALL, "max_steps=2", "--data", text, "--out", out)
+    assert result.code == 0, result.err
+    assert str(out) in result.out
+    assert f"--resume '{out}'" in result.out
+    assert call("generate", out, "-n", 3).code == 0
+
+
+def test_unwritable_places_are_one_line(text: Path, tmp_path: Path) -> None:
+    call("prepare", text, "--out", tmp_path / "tokens", "--tokenizer", "char")
+    for arguments in (
+        [
+            "train",
+            "tiny-char",
+            *SMALL,
+            "max_steps=1",
+            "--data",
+            tmp_path / "tokens",
+            "--out",
+            text / "x",
+        ],
+        ["new", tmp_path / "missing" / "r.toml"],
+        ["prepare", text, "--out", text / "x"],
+    ):
+        result = call(*arguments)
+        assert result.code == 2
+        assert len(result.err.strip().splitlines()) == 1, result.err
+
+
+def test_interrupted_json_names_the_way_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptfit.train.interrupt import Interrupt
+
+    monkeypatch.setattr(Interrupt, "__enter__", lambda self: setattr(self, "is_set", True) or self)
+    out = tmp_path / "run"
+    result = call(
+        "train", "tiny-char", *SMALL, "max_steps=9", "--data", text, "--out", out, "--json"
+    )
+    assert result.code == 130
+    assert result.json["interrupted"] is True
+    assert result.json["best"] is None
+    assert f"gptfit train --resume {out}" in result.err
+
+
+@pytest.mark.parametrize("time", ["1h30", "m", "", "-5s", "9" * 400, "2 m"])
+def test_bad_durations(time: str) -> None:
+    result = call("fit", "--time", time)
+    assert result.code == 2
+    assert "is no duration" in result.err

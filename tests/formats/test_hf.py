@@ -178,9 +178,10 @@ def test_pickled_weights_are_read_as_plain_data_only(folder: Path, tmp_path: Pat
     torch.save({"wte.weight": Canary(canary)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="nothing in it was executed"):
         load_model(folder)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(CheckpointError, match="nothing in it was executed"):
-        load_model(folder)
+    for content in (pickle.dumps(Canary(canary)), b"", b"\x80\x02", b"hello", b"PK\x03\x04"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(CheckpointError, match="nothing in it was executed"):
+            load_model(folder)
     assert not canary.exists()
 
 
@@ -229,3 +230,10 @@ def test_find_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(GptfitError, match="cannot be had from the Hugging Face hub"):
         find_model("someone/some-model")
+
+
+@pytest.mark.parametrize("fingerprint", ["not json", "3", '{"n_head": 99}'])
+def test_damaged_or_foreign_fingerprints(folder: Path, fingerprint: str) -> None:
+    edit_weights(folder, {"gptfit.numerics": fingerprint})
+    with pytest.raises(CheckpointError, match=r"gptfit\.numerics is damaged|n_head=3, but"):
+        load_model(folder)

@@ -59,17 +59,20 @@ def test_batch_equals_one_by_one(seed: int, options: SamplingOptions, new_tokens
 
 
 def test_slides_once_and_says_so() -> None:
-    kept: list[int] = []
-    continuations(model_of(n_positions=8), [[1, 2]], 40, on_slide=kept.append)
-    assert kept == [4]
+    said: list[str] = []
+    continuations(model_of(n_positions=8), [[1, 2]], 6, on_slide=lambda: said.append("slid"))
+    assert said == []
+    continuations(model_of(n_positions=8), [[1, 2]], 40, on_slide=lambda: said.append("slid"))
+    assert said == ["slid"]
 
 
 def test_prompt_longer_than_the_context() -> None:
-    model, kept = model_of(n_positions=8), []
+    said: list[str] = []
+    model = model_of(n_positions=8)
     prompt = [i % 5 for i in range(30)]
-    long = continuations(model, [prompt], 5, on_slide=kept.append)
+    long = continuations(model, [prompt], 5, on_slide=lambda: said.append("slid"))
     assert long == continuations(model, [prompt[-8:]], 5)
-    assert kept == [8]
+    assert said == ["slid"]
 
 
 def test_rows_stop_on_their_own() -> None:

@@ -147,3 +147,12 @@ def test_public_layers_take_a_config() -> None:
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         assert layer(x).shape == x.shape
+
+
+def test_hidden_states_continue_a_cache() -> None:
+    model, idx = model_of(TINY), tokens()
+    cache = KVCache(TINY, 2, 16)
+    with torch.no_grad():
+        model.hidden(idx[:, :5], cache=cache)
+        rest = model.hidden(idx[:, 5:], cache=cache)
+        assert torch.allclose(rest, model.hidden(idx)[:, 5:], atol=1e-5)

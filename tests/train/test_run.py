@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gptfit.errors import CheckpointError, ConfigError, DataError
 from gptfit.formats.hf import load_model
 from gptfit.generate import evaluate
 from gptfit.train import run as runs
-from gptfit.train.events import Event, MetricsFile, Stepped
+from gptfit.train.events import Event, MetricsFile, Sampled, Stepped
 from gptfit.train.interrupt import Interrupt
 from gptfit.train.loop import TrainingDivergedError
 from tiny_run import finish, make_trainer
@@ -207,8 +208,6 @@ def test_damaged_checkpoint_is_refused(trained: Path, file: str, damage: str) ->
 def test_no_space_is_said_before_training_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     trainer = make_trainer(tmp_path / "run")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -264,3 +263,87 @@ def test_half_a_line_of_metrics_is_ignored(trained: Path) -> None:
     with metrics.path.open("a", encoding="utf-8") as file:
         file.write('{"event": "step", "ste')
     assert metrics.read() == before
+
+
+def test_a_checkpoint_of_another_future_is_replaced(tmp_path: Path) -> None:
+    """Back to step 4 while step 8 exists: what is saved at step 8 then is the new step 8."""
+    run = tmp_path / "run"
+    finish(make_trainer(run, "max_steps=8", "keep_checkpoints=9"))
+    abandoned = weights(run)
+    (run / "checkpoints/last.json").write_text('{"folder": "step-000004"}', encoding="utf-8")
+    trainer = runs.resume(run, ["max_steps=9", "eval_interval=8"])
+    assert trainer.state.step == 4
+    with torch.no_grad():
+        trainer.model.wte.weight.add_(0.1)
+    finish(trainer)
+    saved = load_file(run / "checkpoints/step-000008/model.safetensors")
+    assert not torch.equal(saved["transformer.wte.weight"], abandoned["transformer.wte.weight"])
+
+
+def test_a_run_copied_without_links_goes_on(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    assert not (copy / "checkpoints/last").is_symlink()
+    assert finish(runs.resume(copy, ["max_steps=14"])).step == 14
+    assert (copy / "checkpoints/last").resolve().name == "step-000014"
+
+
+def test_a_recipe_edited_behind_the_weights_is_refused(trained: Path) -> None:
+    path = trained / "recipe.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("n_layer = 2", "n_layer = 4"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is not that of .*config\.json"):
+        runs.resume(trained)
+
+
+def test_missing_data_is_said(trained: Path) -> None:
+    shutil.rmtree(trained / "data")
+    with pytest.raises(DataError, match="data is missing: it holds the tokens of this run"):
+        runs.resume(trained)
+
+
+def test_interrupt_saves_at_once_without_evaluating(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "eval_interval=100", "max_steps=50")
+    interrupt, seen = Interrupt(), []
+
+    def listen(event: Event) -> None:
+        seen.append(event.kind)
+        interrupt.is_set = isinstance(event, Stepped) and event.step >= 6
+
+    outcome = trainer.run(listen, interrupt)
+    assert outcome.interrupted
+    assert outcome.best is None
+    assert seen == ["started", "step", "step", "step", "checkpoint"]
+    assert runs.resume(tmp_path / "run").state.step == 6
+
+
+def test_large_seeds(tmp_path: Path) -> None:
+    assert (
+        finish(make_trainer(tmp_path / "run", "seed=1700000000000000000", "max_steps=2")).step == 2
+    )
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    trainer.metrics = MetricsFile(Path("/dev/full"))
+    with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
+        finish(trainer)
+
+
+def test_short_runs_have_a_curve(tmp_path: Path) -> None:
+    finish(make_trainer(tmp_path / "run", "max_steps=5", "log_interval=100"))
+    assert [step for step, _ in losses(tmp_path / "run")] == [5]
+
+
+def test_samples_of_a_text_without_newlines_start_as_it_does(tmp_path: Path) -> None:
+    seen: list[Sampled] = []
+    trainer = make_trainer(tmp_path / "run", text="abcdefgh " * 100)
+    finish(trainer, lambda event: seen.append(event) if isinstance(event, Sampled) else None)
+    assert seen
+    assert all(event.prompt == "a" and event.text.startswith("a") for event in seen)
+
+
+def test_a_sample_prompt_that_cannot_be_encoded_is_found_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'ß'"):
+        make_trainer(tmp_path / "run", "sample_prompt=the ß")
+    assert not (tmp_path / "run").exists()

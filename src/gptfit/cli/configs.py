@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from gptfit.cli.console import print_json, stderr, stdout, table
 from gptfit.cli.overrides import SETTINGS, split_overrides
@@ -53,7 +54,8 @@ def show(
         print_json(values)
         return
     console = stdout()
-    console.print(f"[bold]{recipe.name or what[0]}[/] ({kind}), {count.total:,} parameters\n")
+    title = f"{recipe.name or what[0]} ({kind}), {count.total:,} parameters\n"
+    console.print(title, style="bold", soft_wrap=True)
     console.print(_values_table(recipe))
     console.print()
     console.print(_parameters_table(recipe, count, formula))
@@ -137,9 +139,8 @@ def list_presets(as_json: Json = False) -> None:
             config.n_positions,
             config.vocab_size,
         )
-        about = preset.description
-        if off := _name_is_off(preset, count.total):
-            about = f"[yellow]{off}.[/] {about}"
+        off = _name_is_off(preset, count.total)
+        about = Text.assemble((off, "yellow"), preset.description)
         result.add_row(preset.name, f"{count.total:,}", *map(str, sizes), about)
     stdout().print(result)
     stderr().print(
@@ -162,7 +163,7 @@ def _name_is_off(preset: Preset, total: int) -> str:
     claim = name_claims(preset)
     if claim is None or abs(total / claim - 1) <= 0.05:
         return ""
-    return f"Really {total / 1e6:.0f}M"
+    return f"Really {total / 1e6:.0f}M. "
 
 
 def lint(
@@ -188,17 +189,13 @@ def lint(
 
 
 def _print_findings(findings: list[linter.Finding]) -> None:
-    from rich.markup import escape
-
     console = stdout()
     colours = {linter.ERROR: "red", linter.WARNING: "yellow", linter.HINT: "cyan"}
     for finding in findings:
         colour = colours[finding.severity]
-        console.print(
-            f"[{colour}]{finding.severity}[/] {finding.code} {escape(finding.field)}: "
-            f"{escape(finding.message)}" + (f"; {escape(finding.fix)}" if finding.fix else ""),
-            soft_wrap=True,
-        )
+        text = f" {finding.code} {finding.field}: {finding.message}"
+        text += f"; {finding.fix}" if finding.fix else ""
+        console.print(Text.assemble((finding.severity, colour), text), soft_wrap=True)
     if not findings:
         console.print("nothing to remark")
 
@@ -223,12 +220,18 @@ def new(
     if preset is None and not overrides and sys.stdin.isatty():
         preset, overrides = _ask()
     recipe = Recipe.resolve(preset=preset, overrides=overrides)
-    recipe.save(target)
+    recipe.save(target, leave_out=_given_by_data(recipe))
     stderr().print(
         f"wrote {target}: {count_parameters(recipe.model).total:,} parameters. "
         f"Look: gptfit show {target}; train: gptfit train {target} --data FILE",
         soft_wrap=True,
     )
+
+
+def _given_by_data(recipe: Recipe) -> list[str]:
+    """The vocabulary follows from the text, unless the user has set it."""
+    names = [f"model.{name}" for name in ("vocab_size", "bos_token_id", "eos_token_id")]
+    return [name for name in names if recipe.origins[name] != "command line"]
 
 
 QUESTIONS = (

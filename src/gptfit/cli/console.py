@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gptfit.errors import GptfitError
 
@@ -17,12 +18,18 @@ PIPED_WIDTH = 120
 
 def stdout() -> Console:
     """For results."""
-    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+    return _console(sys.stdout.isatty())
 
 
 def stderr() -> Console:
     """For progress and remarks."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH, highlight=False)
+    return _console(sys.stderr.isatty(), stderr=True)
+
+
+def _console(is_terminal: bool, stderr: bool = False) -> Console:
+    # No markup: what is printed holds names and texts of other people, brackets included.
+    width = None if is_terminal else PIPED_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:
@@ -47,7 +54,7 @@ class CommandGroup(typer.core.TyperGroup):
         except GptfitError as error:
             if ctx.params.get("debug"):
                 raise
-            stderr().print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
+            stderr().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             stderr().print("interrupted")
@@ -55,9 +62,3 @@ class CommandGroup(typer.core.TyperGroup):
         except BrokenPipeError:
             sys.stderr.close()  # the reader has left; there is nobody to tell
             raise typer.Exit(0) from None
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -51,9 +51,9 @@ def generate(
         max_new_tokens,
         options,
         samples=samples,
-        on_slide=lambda kept: stderr().print(
-            f"note: past the context of {network.config.n_positions} tokens; going on from the "
-            f"last {kept}",
+        on_slide=lambda: stderr().print(
+            f"note: past the context of {network.config.n_positions} tokens; what came earlier is "
+            "forgotten",
             soft_wrap=True,
         ),
     )
@@ -88,10 +88,13 @@ def load(model: str, device: str) -> tuple[GPT2, Tokenizer]:
     from gptfit.config import RunConfig
     from gptfit.data import Tokenizer
     from gptfit.formats.hf import load_config, load_model
+    from gptfit.formats.integrity import MANIFEST, verify
     from gptfit.formats.locate import find_model
     from gptfit.train.device import choose_device
 
     folder = find_model(model)
+    if (folder / MANIFEST).is_file():
+        verify(folder, without="training")
     config = load_config(folder)
     where = choose_device(RunConfig(device=device).device, "float32", config).torch_device
     return load_model(folder, where).eval(), Tokenizer.load(folder)

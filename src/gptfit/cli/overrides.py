@@ -34,11 +34,16 @@ def parse_duration(text: str) -> float:
     >>> parse_duration("1h30m"), parse_duration("90")
     (5400.0, 90.0)
     """
-    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    if not text or not parts or not any(parts.groups()):
+    number = r"(\d{1,9}(?:\.\d+)?)"
+    parts = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
+    plain = re.fullmatch(number, text)
+    if plain:
+        total = float(plain[1])
+    elif text and parts:
+        hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+        total = hours * 3600 + minutes * 60 + seconds
+    else:
         raise ConfigError(f"--time {text!r} is no duration; write 90s, 2m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    total = hours * 3600 + minutes * 60 + seconds
     if total <= 0:
         raise ConfigError("--time must be positive")
     return total

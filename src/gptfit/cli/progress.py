@@ -7,7 +7,6 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +24,6 @@ class ProgressView:
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, transient=True)
         self.last_printed_seconds = -PLAIN_INTERVAL_SECONDS
-        self.last: Stepped | None = None
 
     def __enter__(self) -> ProgressView:
         if sys.stderr.isatty():
@@ -58,18 +56,21 @@ class ProgressView:
             assert isinstance(event, Saved)
 
     def _on_step(self, event: Stepped) -> None:
-        self.last = event
         if self.live.is_started:
-            self.live.update(_live_line(event))
+            self.live.update(_live_line(event, self.console.width))
         elif event.elapsed_seconds - self.last_printed_seconds >= PLAIN_INTERVAL_SECONDS:
             self.last_printed_seconds = event.elapsed_seconds
             self.console.print(step_text(event))
 
     def _on_evaluation(self, event: Evaluated) -> None:
         bits = f", {event.bits_per_byte:.3f} bits/byte" if event.bits_per_byte else ""
-        best = " [green](best)[/]" if event.is_best else ""
         self.console.print(
-            f"step {event.step:>6,}  [bold]validation {event.loss:.4f}[/] nats/token{bits}{best}"
+            Text.assemble(
+                f"step {event.step:>6,}  ",
+                (f"validation {event.loss:.4f}", "bold"),
+                f" nats/token{bits}",
+                (" (best)" if event.is_best else "", "green"),
+            )
         )
 
     def _on_sample(self, event: Sampled) -> None:
@@ -83,25 +84,23 @@ def step_text(event: Stepped) -> str:
     parts = [
         f"step {event.step:>6,}",
         f"loss {event.loss:.4f}",
-        f"lr {event.learning_rate:.2e}",
+        f"lr {event.learning_rate:.1e}",
         f"{event.tokens_per_second:,.0f} tok/s",
     ]
     if event.model_flops_utilization is not None:
         parts.append(f"MFU {event.model_flops_utilization:.1%}")
-    parts.append(f"epoch {event.epoch:.2f}")
     parts.append(f"{clock(event.elapsed_seconds)} elapsed")
     if event.progress > 0:
         parts.append(f"{clock(event.elapsed_seconds * (1 / event.progress - 1))} left")
     return "  ".join(parts)
 
 
-def _live_line(event: Stepped) -> Table:
+def _live_line(event: Stepped, width: int) -> Table:
+    """A bar in whatever room the step leaves on the line."""
+    text = f"{event.progress:4.0%}  {step_text(event)}"
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(
-        ProgressBar(total=1.0, completed=event.progress, width=24),
-        f"{event.progress:4.0%}",
-        escape(step_text(event)),
-    )
+    bar = ProgressBar(total=1.0, completed=event.progress, width=max(4, width - len(text) - 2))
+    grid.add_row(bar, Text(text, overflow="ellipsis", no_wrap=True))
     return grid
 
 

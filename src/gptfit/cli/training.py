@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from gptfit.cli.overrides import SETTINGS, parse_duration, split_overrides
 from gptfit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gptfit.config import Recipe
+    from gptfit.config import DataConfig, Recipe
     from gptfit.data import TextSource, TokenDataset
     from gptfit.train.loop import Outcome, Trainer
 
@@ -41,11 +42,12 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Choose tokenizer and model for a text, this machine and a time; train; show the result."""
+    from gptfit.config import Recipe
     from gptfit.train.fit import fit as choose_and_start
 
     paths, overrides = split_overrides(text or [])
     seconds = parse_duration(time)
-    source = open_text(paths)
+    source = open_text(paths, Recipe.resolve(overrides=overrides).data)
     console = stderr()
     trainer = choose_and_start(
         out or free_folder(source.name),
@@ -82,30 +84,36 @@ def train(
         run_to_end(runs.resume(resume, overrides), as_json)
         return
     wanted, _ = read_recipe(arguments)
-    texts = tuple(data) if data else wanted.data.text
-    if is_prepared(texts):  # resuming opens it again, from wherever that is called
-        texts = (str(Path(texts[0]).resolve()),)
+    if data:
+        wanted = wanted.override({"data.text": data})
+    if runs.is_prepared(wanted.data.text):  # resuming opens it again, from wherever that is called
+        wanted = wanted.override({"data.text": [str(Path(wanted.data.text[0]).resolve())]})
     run = out or free_folder(wanted.name or "run")
     _print_warnings(wanted)
     with runs.new_run(run):
-        dataset = _dataset(run, texts, wanted)
-        trainer = runs.start(run, wanted.override({"data.text": texts}), dataset)
+        trainer = runs.start(run, wanted, _dataset(run, wanted))
     run_to_end(trainer, as_json)
 
 
-def _dataset(run: Path, texts: tuple[str, ...], recipe: Recipe) -> TokenDataset:
-    """The prepared folder that ``texts`` names, or the text itself, prepared into the run."""
+def _dataset(run: Path, recipe: Recipe) -> TokenDataset:
+    """The prepared folder that the recipe names, or its text, prepared into the run."""
     from gptfit.data import TokenDataset
-    from gptfit.train.run import prepare_data
+    from gptfit.train.run import is_prepared, prepare_data
 
-    if is_prepared(texts):
-        dataset = TokenDataset.open(Path(texts[0]))
-        for note in dataset.notes:
-            stderr().print(f"note: {note}", soft_wrap=True, markup=False)
-        return dataset
-    source = open_text(list(texts), recipe.data.json_field)
-    stderr().print(f"text: {source.description}, {source.total_bytes:,} bytes", soft_wrap=True)
-    return prepare_data(run, recipe.data, source)
+    if not is_prepared(recipe.data.text):
+        source = open_text([], recipe.data)
+        stderr().print(f"text: {source.description}, {source.total_bytes:,} bytes", soft_wrap=True)
+        return prepare_data(run, recipe.data, source)
+    fixed = [f"data.{name}" for name in ("tokenizer", "bpe_vocab_size", "val_fraction")]
+    if asked := [name for name in fixed if recipe.origins[name] == "command line"]:
+        raise ConfigError(
+            f"{recipe.data.text[0]} is prepared already, so {', '.join(asked)} cannot change; "
+            "leave it out, or give the text itself"
+        )
+    dataset = TokenDataset.open(Path(recipe.data.text[0]))
+    for note in dataset.notes:
+        stderr().print(f"note: {note}", soft_wrap=True)
+    return dataset
 
 
 def _print_warnings(recipe: Recipe) -> None:
@@ -113,8 +121,8 @@ def _print_warnings(recipe: Recipe) -> None:
 
     for finding in lint(recipe):
         if finding.severity == WARNING:
-            text = f"[yellow]warning[/] {finding.field}: {finding.message}; {finding.fix}"
-            stderr().print(text, soft_wrap=True)
+            text = f"warning: {finding.field}: {finding.message}; {finding.fix}"
+            stderr().print(text, style="yellow", soft_wrap=True)
 
 
 def prepare(
@@ -137,7 +145,7 @@ def prepare(
 
     paths, overrides = split_overrides(text)
     data = Recipe.resolve(overrides=[f"data.tokenizer={tokenizer}", *overrides]).data
-    source = open_text(paths, data.json_field)
+    source = open_text(paths, data)
     with stderr().status("tokenizing"):
         made = make_tokenizer(data.tokenizer, data.bpe_vocab_size, source)
         dataset = prepare_tokens(source, made, out, data.val_fraction)
@@ -162,16 +170,14 @@ def _dataset_values(dataset: TokenDataset) -> dict[str, Any]:
     }
 
 
-def open_text(paths: list[str], json_field: str = "text") -> TextSource:
-    """The text that the command line names; the embedded corpus when it names none."""
+def open_text(paths: list[str], data: DataConfig) -> TextSource:
+    """The text that the command line or the recipe names; without either, the embedded corpus."""
     from gptfit.data import TextSource
 
-    return TextSource.from_paths(paths, json_field) if paths else TextSource.embedded()
-
-
-def is_prepared(texts: tuple[str, ...]) -> bool:
-    """Whether ``--data`` names a folder of token files rather than text."""
-    return len(texts) == 1 and (Path(texts[0]) / "train.bin").is_file()
+    if paths and data.text:
+        raise ConfigError(f"the text is named twice: {paths[0]} and text={data.text[0]}")
+    names = paths or list(data.text)
+    return TextSource.from_paths(names, data.json_field) if names else TextSource.embedded()
 
 
 def free_folder(name: str) -> Path:
@@ -192,14 +198,26 @@ def run_to_end(trainer: Trainer, as_json: bool) -> None:
     console, run = stderr(), trainer.run_folder
     with Interrupt() as interrupt, ProgressView(console) as view:
         outcome = trainer.run(view, interrupt)
-    draw_loss(run, run / "loss.png")
     if as_json:
-        bits = trainer.bits_per_byte(outcome.best)
-        print_json({"run": str(run), **asdict(outcome), "bits_per_byte": bits})
+        print_json(_outcome_values(trainer, outcome))
     else:
         _print_summary(trainer, outcome)
+    try:
+        draw_loss(run, run / "loss.png")
+    except OSError as error:
+        console.print(
+            f"warning: {run}/loss.png cannot be written ({error.strerror})", style="yellow"
+        )
     if outcome.interrupted:
+        if as_json:
+            console.print(f"resume: {_resume_command(trainer, outcome)}", soft_wrap=True)
         raise typer.Exit(130)
+
+
+def _outcome_values(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
+    bits = trainer.bits_per_byte(outcome.best) if outcome.best else None
+    run = {"run": str(trainer.run_folder), "interrupted": outcome.interrupted}
+    return run | asdict(outcome) | {"bits_per_byte": bits}
 
 
 def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
@@ -207,33 +225,35 @@ def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
 
     run, out = trainer.run_folder, stdout()
     verb = "stopped" if outcome.interrupted else "done"
-    out.print(f"\n[bold]{verb}[/] after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}")
-    if not outcome.interrupted:
+    out.print(f"\n{verb} after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}")
+    if outcome.best:
         bits = trainer.bits_per_byte(outcome.best)
         out.print(
-            f"best model (step {outcome.best_step:,}): [bold]{outcome.best.loss:.4f}[/] nats/token"
+            f"best model (step {outcome.best_step:,}): {outcome.best.loss:.4f} nats/token"
             + (f", {bits:.3f} bits/byte" if bits else "")
             + f" over the whole validation split of {outcome.best.tokens:,} tokens",
+            style="bold",
             soft_wrap=True,
         )
+    model = "best" if outcome.best_step is not None else "last"
     lines = [
-        ("model", f"{run}/checkpoints/best"),
+        ("model", f"{run}/checkpoints/{model}"),
         ("curve", f"{run}/loss.png"),
         ("resume" if outcome.interrupted else "longer", _resume_command(trainer, outcome)),
-        ("sample", f"gptfit generate {run}"),
-        ("load", f'AutoModelForCausalLM.from_pretrained("{run}/checkpoints/best")'),
+        ("sample", f"gptfit generate {shlex.quote(str(run))}"),
+        ("load", f'AutoModelForCausalLM.from_pretrained("{run}/checkpoints/{model}")'),
     ]
     for name, text in lines:
-        out.print(f"  {name:<8}{text}", soft_wrap=True, markup=False)
+        out.print(f"  {name:<8}{text}", soft_wrap=True)
 
 
 def _resume_command(trainer: Trainer, outcome: Outcome) -> str:
-    command = f"gptfit train --resume {trainer.run_folder}"
-    if outcome.interrupted:
-        return command
+    """How to go on: to the end after an interrupt, else with twice the budget."""
+    words = ["gptfit", "train", "--resume", str(trainer.run_folder)]
     train = trainer.recipe.train
-    if train.max_seconds is not None:
-        return f"{command} --time {round(2 * train.max_seconds)}s"
-    if train.max_steps is not None:
-        return f"{command} max_steps={2 * train.max_steps}"
-    return f"{command} max_tokens={2 * (train.max_tokens or 0)}"
+    if not outcome.interrupted:
+        if train.max_seconds is not None:
+            words += ["--time", f"{round(2 * train.max_seconds)}s"]
+        budgets = {"max_steps": train.max_steps, "max_tokens": train.max_tokens}
+        words += [f"{name}={2 * value}" for name, value in budgets.items() if value is not None]
+    return shlex.join(words)

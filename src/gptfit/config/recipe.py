@@ -147,14 +147,24 @@ class Recipe:
         values["data"]["text"] = list(self.data.text)
         return values
 
-    def save(self, path: str | Path) -> None:
-        """Write a ``.toml`` or ``.json`` file that ``load`` reads back equal."""
+    def save(self, path: str | Path, leave_out: Sequence[str] = ()) -> None:
+        """Write a ``.toml`` or ``.json`` file that ``load`` reads back equal.
+
+        ``leave_out`` names values, such as ``model.vocab_size``, that are to follow from elsewhere.
+        """
         path = Path(path)
         writers = {".json": _to_json, ".toml": _to_toml}
         if path.suffix.lower() not in writers:
             message = f"unknown file type {path.suffix!r}; use .json or .toml"
             raise ConfigError(message, str(path))
-        path.write_text(writers[path.suffix.lower()](self.to_dict()), encoding="utf-8")
+        values = self.to_dict()
+        for key in leave_out:
+            title, _, name = key.partition(".")
+            values[title].pop(name, None)
+        try:
+            path.write_text(writers[path.suffix.lower()](values), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot be written ({error.strerror})", str(path)) from None
 
 
 @dataclass

@@ -136,7 +136,7 @@ class TrainConfig(Section):
         yield from checks.positive(self, "max_steps", "max_tokens", "max_seconds", "eval_tokens")
         yield from checks.at_least(self, 1, "eval_interval", "log_interval")
         yield from checks.at_least(self, 0, "sample_interval", "min_lr")
-        # The sampler seeds torch and numpy with this number plus small offsets.
+        # numpy and torch take 64 bits; samples add their number to it.
         yield from checks.at_most(self, {"seed": 2**63 - 2**16, "batch_size": MAX_BATCH_SIZE})
 
     def _micro_batches_fill_batch(self) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from gptfit.errors import CheckpointError
+from gptfit.errors import CheckpointError, MissingDependencyError
 
 CHECKPOINTS = "checkpoints"
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "vocab.json", "merges.txt"]
@@ -40,26 +40,42 @@ def find_model(where: str | Path) -> Path:
 def find_checkpoint(run: Path, names: tuple[str, ...] = ("best", "last")) -> Path:
     """The checkpoint that the first existing pointer (``best.json``, ``last.json``) names."""
     for name in names:
-        pointer = run / CHECKPOINTS / f"{name}.json"
-        if not pointer.is_file():
+        folder = pointed_at(run, name)
+        if folder is None:
             continue
-        try:
-            folder = str(json.loads(pointer.read_text(encoding="utf-8"))["folder"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{pointer} does not name a checkpoint folder") from None
-        if Path(folder).name != folder:
-            raise CheckpointError(f"{pointer} points outside its folder: {folder!r}")
-        checkpoint = run / CHECKPOINTS / folder
-        if not checkpoint.is_dir():
-            raise CheckpointError(f"{pointer} names {folder}, which is missing")
-        return checkpoint
+        if not (run / CHECKPOINTS / folder).is_dir():
+            raise CheckpointError(
+                f"{run / CHECKPOINTS / name}.json names {folder}, which is missing"
+            )
+        return run / CHECKPOINTS / folder
     raise CheckpointError(f"{run} holds no checkpoint yet; it trained no step that was saved")
+
+
+def pointed_at(run: Path, name: str) -> str | None:
+    """The folder that the pointer file ``name`` names, whether it exists or not; None without one."""
+    pointer = run / CHECKPOINTS / f"{name}.json"
+    if not pointer.is_file():
+        return None
+    try:
+        folder = str(json.loads(pointer.read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{pointer} does not name a checkpoint folder") from None
+    if Path(folder).name != folder:
+        raise CheckpointError(f"{pointer} points outside its folder: {folder!r}")
+    return folder
 
 
 def download(repo_id: str) -> Path:
     """The folder of a hub model, from the local Hugging Face cache or the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError:
+        raise MissingDependencyError("huggingface_hub", "hf", f"loading {repo_id!r}") from None
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))

@@ -39,8 +39,8 @@ def read_header(path: Path) -> SafetensorsHeader:
             if not 0 < length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise _damaged(path, f"its header claims {length} of {size} bytes")
             header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -24,14 +24,14 @@ def generate(
     stop_id: int | None = None,
     vocab_size: int | None = None,
     use_cache: bool | None = None,
-    on_slide: Callable[[int], None] | None = None,
+    on_slide: Callable[[], None] | None = None,
 ) -> Iterator[list[int | None]]:
     """Continue all ``prompts``; yield the next id of each, None once it has met ``stop_id``.
 
     A prompt's continuation does not depend on its neighbours: row i draws from seed + i. Ids from
     ``vocab_size`` on (a model may have more than its tokenizer) are never chosen. Past the context
-    window the later half of it is kept and prefilled again; ``on_slide`` hears once how many tokens
-    that keeps. ``use_cache`` defaults to the config's; it changes the speed, not the tokens.
+    window the later half of it is kept and prefilled again; ``on_slide`` is called the first time.
+    ``use_cache`` defaults to the config's; it changes the speed, not the tokens.
     """
     options = options or SamplingOptions()
     _check_prompts(model, prompts)
@@ -92,12 +92,12 @@ def _next_ids(
     generators: Sequence[torch.Generator],
     vocab_size: int | None,
     use_cache: bool,
-    slid: Callable[[int], None],
+    slid: Callable[[], None],
 ) -> Iterator[Tensor]:
     """Endless next ids (B,) after ``window`` (B, T)."""
     n_positions = model.config.n_positions
     if window.shape[1] > n_positions:
-        slid(n_positions)
+        slid()
         window = window[:, -n_positions:]
     cache = _new_cache(model, window.shape[0]) if use_cache else None
     fresh = window  # what the cache has not seen
@@ -109,9 +109,8 @@ def _next_ids(
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1) if mask is not None else None
         if window.shape[1] > n_positions:
             keep = max(1, n_positions // 2)
-            slid(keep)
-            window = window[:, -keep:]
-            mask = mask[:, -keep:] if mask is not None else None
+            slid()
+            window = window[:, -keep:]  # no row is padded here: ragged rows slide one by one
             if cache is not None:
                 cache.clear()
             fresh = window
@@ -147,10 +146,10 @@ def _until_stopped(
 class _Once:
     """Passes on the first call only."""
 
-    def __init__(self, listener: Callable[[int], None] | None) -> None:
+    def __init__(self, listener: Callable[[], None] | None) -> None:
         self.listener = listener
 
-    def __call__(self, value: int) -> None:
+    def __call__(self) -> None:
         listener, self.listener = self.listener, None
         if listener is not None:
-            listener(value)
+            listener()

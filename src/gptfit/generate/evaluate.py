@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gptfit.data import consecutive_windows
+from gptfit.data import IGNORED, consecutive_windows
 from gptfit.model import GPT2
-from gptfit.model.gpt2 import IGNORED
 
-# Elements of one batch's logits: 64 Mi floats are 256 MiB, and the loss needs a few copies of them.
 LOGITS_LIMIT = 2**24
+"""Elements of one batch's logits: 64 MiB in float32, of which the loss takes a few copies."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ def evaluate(
     device = model.wte.weight.device
     was_training = model.training
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    total, count = 0.0, 0
     with autocast or nullcontext():
         for inputs, targets in consecutive_windows(tokens, block_size, batch_size, max_tokens):
             scored = int((targets != IGNORED).sum())
             idx, goal = (torch.from_numpy(a).to(device) for a in (inputs, targets))
-            total += model(idx, goal).double() * scored
+            total += model(idx, goal).item() * scored
             count += scored
     model.train(was_training)
-    return Evaluation(total.item() / count, count)
+    return Evaluation(total / count, count)

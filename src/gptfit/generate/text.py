@@ -38,7 +38,7 @@ def generate_text(
     *,
     samples: int = 1,
     use_cache: bool | None = None,
-    on_slide: Callable[[int], None] | None = None,
+    on_slide: Callable[[], None] | None = None,
 ) -> Iterator[list[str]]:
     """Yield the next piece of text of each of ``samples`` continuations, as the tokens come.
 

@@ -13,9 +13,6 @@ from gptfit.model.kv_cache import KVCache
 from gptfit.model.layers import Embedding, Linear, TransformerBlock
 from gptfit.plan.manifest import manifest
 
-IGNORED = -100
-"""Targets with this value do not count in the loss (Hugging Face's convention)."""
-
 
 class GPT2(nn.Module):
     """The language model; its ``state_dict`` is ``manifest(config)``.
@@ -89,8 +86,7 @@ class GPT2(nn.Module):
         With a ``cache`` the ids continue what it holds. ``last_only`` computes the logits of the
         last position only, (B, 1, V).
         """
-        past = cache.length if cache is not None else 0
-        x = self.hidden(idx, positions, attention_mask(mask, idx.shape[1], past, idx.device), cache)
+        x = self.hidden(idx, positions, mask, cache)
         if targets is not None:
             return self.loss(x, targets)
         return self.logits(x[:, -1:] if last_only else x)
@@ -102,7 +98,7 @@ class GPT2(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, C). ``mask`` (B, 1, T, S) as attention takes it; None: causal."""
+        """Final hidden states (B, T, C); the arguments are those of ``forward``."""
         past, T = (cache.length if cache is not None else 0), idx.shape[1]
         if past + T > self.config.n_positions and positions is None:
             raise ValueError(
@@ -110,9 +106,10 @@ class GPT2(nn.Module):
             )
         if positions is None:
             positions = torch.arange(past, past + T, device=idx.device)
+        allowed = attention_mask(mask, T, past, idx.device)
         x = self.drop(self.wte(idx) + self.wpe(positions))
         for block in self.h:
-            x = block(x, mask, cache)
+            x = block(x, allowed, cache)
         if cache is not None:
             cache.advance(T)
         return self.ln_f(x)
@@ -124,7 +121,7 @@ class GPT2(nn.Module):
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of hidden states (B, T, C) against targets (B, T)."""
         logits = self.logits(x).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def attention_mask(mask: Tensor | None, T: int, past: int, device: torch.device) -> Tensor | None:

@@ -47,7 +47,10 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). ``mask`` (B, 1, T, S) is True where a query may look; None: causal."""
+        """(B, T, C) -> (B, T, C). ``mask`` (B, 1, T, S) is True where a query may look.
+
+        Without a mask the queries are the first positions, or one query after all the cached ones.
+        """
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 # Dense bf16 peaks with fp32 accumulation, in FLOP/s. Vendors' headline figures are often sparse or
-# fp16-accumulate: half or a quarter of those. The longest name that is contained in the device's
-# wins. Sources: NVIDIA datasheets as collected in nanochat common.py, torchtitan tools/utils.py and
+# fp16-accumulate: half or a quarter of those. Sources: NVIDIA datasheets as collected in nanochat common.py, torchtitan tools/utils.py and
 # Lightning fabric throughput.py.
 BF16_PEAK_FLOPS = {
     "A100": 312e12,
@@ -28,12 +29,21 @@ BF16_PEAK_FLOPS = {
 }
 
 
+# What may stand behind a name without making it another device.
+FORM = re.compile(r"(?i)\d+GB|HBM\d\w*|SXM\d?|PCIE|GPU|Tensor|Core")
+
+
 def bf16_peak_flops(device_name: str) -> float | None:
     """The device's dense bf16 peak in FLOP/s, or None when it is not known.
 
-    >>> bf16_peak_flops("NVIDIA H100 80GB HBM3"), bf16_peak_flops("NVIDIA GeForce GTX 1080")
+    >>> bf16_peak_flops("NVIDIA H100 80GB HBM3"), bf16_peak_flops("NVIDIA GeForce RTX 4090 Laptop GPU")
     (989000000000000.0, None)
     """
-    words = f" {device_name} ".replace("-", " ")
-    known = [name for name in BF16_PEAK_FLOPS if f" {name} " in words]
-    return BF16_PEAK_FLOPS[max(known, key=len)] if known else None
+    words = device_name.replace("-", " ").split()
+    for name, peak in sorted(BF16_PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
+        parts = name.split()
+        for start in range(len(words)):
+            rest = words[start + len(parts) :]
+            if words[start : start + len(parts)] == parts and all(map(FORM.fullmatch, rest)):
+                return peak
+    return None

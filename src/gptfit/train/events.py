@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gptfit.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Started:
@@ -82,11 +84,16 @@ class MetricsFile:
     def append(self, event: Event) -> None:
         """Add one line, after whatever half of one a crash has left."""
         line = json.dumps({"event": event.kind, **asdict(event)}, ensure_ascii=False)
-        with self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode("utf-8") + b"\n")
+        try:
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, 2)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode("utf-8") + b"\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror}); make room and resume"
+            ) from error
 
     def read(self) -> list[dict[str, Any]]:
         """All events of the run as it stands.

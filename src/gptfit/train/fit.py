@@ -117,7 +117,7 @@ def _candidate(
     base: Recipe, rung: tuple[int, int, int, int], dataset: TokenDataset, overrides: Sequence[str]
 ) -> Recipe:
     n_layer, n_embd, n_head, n_positions = rung
-    while n_positions > 8 and n_positions * 8 > len(dataset.train):
+    while n_positions > 8 and not _holds(dataset, n_positions):
         n_positions //= 2
     kind = choose_device(base.run.device, "float32", base.model).torch_device.type
     values = {
@@ -194,6 +194,11 @@ def _explain(recipe: Recipe, probe: Probe, dataset: TokenDataset, seconds: float
             f"dropout: {recipe.model.resid_pdrop:g}, because the text is seen more than "
             f"{EPOCHS_WITHOUT_DROPOUT} times"
         )
+
+
+def _holds(dataset: TokenDataset, n_positions: int) -> bool:
+    """Whether the text has a few windows for training and one for validation."""
+    return n_positions * 8 <= len(dataset.train) and n_positions < len(dataset.val)
 
 
 def _weights(recipe: Recipe) -> int:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gptfit.config import Recipe
 from gptfit.data import Sampler, TokenDataset
-from gptfit.errors import ConfigError, GptfitError, Problem
+from gptfit.errors import ConfigError, DataError, GptfitError, Problem
 from gptfit.formats.hf import load_model
 from gptfit.formats.locate import find_checkpoint
 from gptfit.generate import Evaluation, SamplingOptions, evaluate, generate_text
+from gptfit.generate.text import encode_prompt
 from gptfit.model import GPT2
 from gptfit.plan.flops import training_flops_per_token
 from gptfit.plan.params import count_parameters
@@ -49,15 +50,19 @@ class Outcome:
     """How a call of ``Trainer.run`` ended.
 
     ``best`` is the best checkpoint on the whole validation split, ``last`` the last one on the
-    tokens that evaluations on the way read.
+    tokens that evaluations on the way read; both are None after an interrupt, which only saves.
     """
 
     step: int
-    last: Evaluation
-    best: Evaluation
-    best_step: int
-    interrupted: bool
+    last: Evaluation | None
+    best: Evaluation | None
+    best_step: int | None
     elapsed_seconds: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its budget was spent."""
+        return self.last is None
 
 
 class Trainer:
@@ -78,6 +83,8 @@ class Trainer:
         self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
+        self.sample_prompt = recipe.run.sample_prompt or opening(dataset)
+        encode_prompt(dataset.tokenizer, self.sample_prompt)  # a fault is better found now
         self._require_budget()
 
     def restore(self) -> None:
@@ -101,26 +108,29 @@ class Trainer:
                 self._log()
             if self.state.step % train.eval_interval == 0 and self.progress() < 1:
                 evaluation = self._milestone()
-        last = evaluation or self._milestone(sample=not interrupt.is_set)
-        assert self.state.best_step is not None
-        return Outcome(
-            step=self.state.step,
-            last=last,
-            best=last if interrupt.is_set else self._evaluate_best(last),
-            best_step=self.state.best_step,
-            interrupted=interrupt.is_set and self.progress() < 1,
-            elapsed_seconds=self.elapsed_seconds(),
-        )
+        if self._interval_steps:
+            self._log()
+        if interrupt.is_set and self.progress() < 1:
+            self._save(is_best=False)  # at once: whoever interrupts is in a hurry
+            return Outcome(
+                self.state.step, None, None, self.state.best_step, self.elapsed_seconds()
+            )
+        last = evaluation or self._milestone(is_last=True)
+        best = self._conclude(last)
+        return Outcome(self.state.step, last, best, self.state.best_step, self.elapsed_seconds())
 
-    def _evaluate_best(self, last: Evaluation) -> Evaluation:
-        """The checkpoint that is handed over, on every token of the validation split."""
-        is_last = self.state.best_step == self.state.step
-        if is_last and last.tokens == len(self.dataset.val) - 1:
-            return last
+    def _conclude(self, last: Evaluation) -> Evaluation:
+        """The checkpoint that is handed over, on every token of the validation split; and a sample."""
+        step = self.state.best_step or 0
         model = self.model
-        if not is_last:
-            folder = find_checkpoint(self.run_folder, ("best",))
-            model = load_model(folder, self.device.torch_device)
+        if step != self.state.step:
+            model = load_model(
+                find_checkpoint(self.run_folder, ("best",)), self.device.torch_device
+            )
+        if self.recipe.train.sample_interval != 0:
+            self._tell(Sampled(step, self.sample_prompt, self.sample(model)))
+        if model is self.model and last.tokens == len(self.dataset.val) - 1:
+            return last
         return evaluate(model, self.dataset.val, None, self.device.autocast())
 
     def progress(self) -> float:
@@ -167,7 +177,7 @@ class Trainer:
         """Forward and backward of one batch in micro-batches; the mean loss, still on the device."""
         train, step = self.recipe.train, self.state.step
         # Dropout, like the batch, follows from seed and step alone: nothing to save for a resume.
-        torch.manual_seed(train.seed * 1_000_003 + step)
+        torch.manual_seed((train.seed * 1_000_003 + step) % 2**63)
         batch = [
             torch.from_numpy(array).to(self.device.torch_device, non_blocking=True)
             for array in self.sampler.batch(step)
@@ -208,7 +218,7 @@ class Trainer:
         self._interval_steps = 0
         self._interval_started = time.perf_counter()
 
-    def _milestone(self, sample: bool = True) -> Evaluation:
+    def _milestone(self, is_last: bool = False) -> Evaluation:
         """Evaluate, sample, save."""
         started = time.perf_counter()
         evaluation = evaluate(
@@ -229,8 +239,8 @@ class Trainer:
                 elapsed_seconds=self.elapsed_seconds(),
             )
         )
-        if sample and self._samples_now():
-            self._tell(Sampled(self.state.step, self.recipe.run.sample_prompt, self.sample()))
+        if self._samples_now() and not is_last:
+            self._tell(Sampled(self.state.step, self.sample_prompt, self.sample(self.model)))
         self._save(is_best)
         self._interval_started += time.perf_counter() - started  # not training time
         return evaluation
@@ -240,17 +250,16 @@ class Trainer:
         tokens_per_byte = self.dataset.val_tokens_per_byte
         return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
 
-    def sample(self) -> str:
-        """A text of the model as it stands, after the recipe's prompt."""
-        run = self.recipe.run
+    def sample(self, model: GPT2) -> str:
+        """A text that ``model`` writes after the run's prompt."""
+        prompt, length = self.sample_prompt, self.recipe.run.sample_tokens
         options = SamplingOptions(temperature=0.8, top_k=50, seed=self.recipe.train.seed)
-        self.model.eval()
+        was_training = model.training
+        model.eval()
         with self.device.autocast():
-            pieces = generate_text(
-                self.model, self.dataset.tokenizer, run.sample_prompt, run.sample_tokens, options
-            )
-            text = run.sample_prompt + "".join(piece[0] for piece in pieces)
-        self.model.train()
+            pieces = generate_text(model, self.dataset.tokenizer, prompt, length, options)
+            text = prompt + "".join(piece[0] for piece in pieces)
+        model.train(was_training)
         return text
 
     def _samples_now(self) -> bool:
@@ -291,3 +300,12 @@ class Trainer:
         if train.max_steps is None and train.max_tokens is None and train.max_seconds is None:
             fix = "give max_steps, max_tokens or max_seconds"
             raise ConfigError(Problem("train.max_steps", "the run has no end", fix))
+
+
+def opening(dataset: TokenDataset) -> str:
+    """A prompt for samples when none is given: none where texts have a way to start, else their start."""
+    try:
+        encode_prompt(dataset.tokenizer, "")
+    except DataError:
+        return dataset.tokenizer.decode(dataset.train[:1])
+    return ""

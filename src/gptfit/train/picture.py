@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,21 @@ def draw_loss(run: Path, path: Path) -> None:
         markersize=4,
         label="validation",
     )
-    best = min(evaluations, key=lambda event: event["loss"])
+    if evaluations:
+        _mark_best(axes, min(evaluations, key=lambda event: event["loss"]))
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(run.resolve().name, parse_math=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in a script the font lacks
+        figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _mark_best(axes: Any, best: dict[str, Any]) -> None:
     note = f"best {best['loss']:.3f} nats/token"
     if best["bits_per_byte"]:
         note += f"\n{best['bits_per_byte']:.3f} bits/byte"
@@ -43,12 +58,6 @@ def draw_loss(run: Path, path: Path) -> None:
         color="#d1495b",
         arrowprops={"arrowstyle": "-", "color": "#d1495b", "linewidth": 0.8},
     )
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=run.resolve().name)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _line(axes: Any, events: list[dict[str, Any]], **style: Any) -> None:

@@ -10,6 +10,7 @@ runs/NAME/
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ import torch
 from gptfit.config import DataConfig, Recipe
 from gptfit.data import TextSource, TokenDataset, Tokenizer, make_tokenizer, prepare
 from gptfit.errors import CheckpointError, ConfigError, DataError, Problem
-from gptfit.formats.hf import load_model
+from gptfit.formats.hf import load_config, load_model
+from gptfit.formats.integrity import verify
 from gptfit.formats.locate import CHECKPOINTS, find_checkpoint
 from gptfit.model import GPT2
-from gptfit.train.checkpoint import verify
 from gptfit.train.device import Device, choose_device
 from gptfit.train.loop import Trainer
 
@@ -54,7 +55,10 @@ def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
     model = GPT2(recipe.model, vocab_multiple(recipe, device))
     model.init_weights(torch.Generator().manual_seed(recipe.train.seed))
     trainer = Trainer(run, recipe, dataset, model.to(device.torch_device), device)
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{run} cannot be made ({error.strerror}); choose --out") from None
     recipe.save(run / RECIPE)
     return trainer
 
@@ -70,11 +74,15 @@ def resume(run: Path, overrides: Sequence[str] = ()) -> Trainer:
     require_same_run(recipe, changed)
     checkpoint = find_checkpoint(run, ("last",))
     verify(checkpoint)
-    device = choose_device(changed.run.device, changed.run.dtype, changed.model)
-    model = load_model(
-        checkpoint, device.torch_device, pad_vocab_to_multiple=vocab_multiple(changed, device)
-    )
+    if load_config(checkpoint) != changed.model:
+        raise ConfigError(
+            f"the [model] of {run / RECIPE} is not that of {checkpoint / 'config.json'}, which the "
+            "weights have; put it back, or start a new run"
+        )
     dataset = open_dataset(run, changed.data)
+    device = choose_device(changed.run.device, changed.run.dtype, changed.model)
+    multiple = vocab_multiple(changed, device)
+    model = load_model(checkpoint, device.torch_device, pad_vocab_to_multiple=multiple)
     trainer = Trainer(run, changed, dataset, model, device)
     trainer.restore()
     if trainer.state.data_fingerprint != dataset.fingerprint:
@@ -97,8 +105,8 @@ def require_free(run: Path) -> None:
     """Refuse a folder that already holds something."""
     if (run / CHECKPOINTS).is_dir():
         raise ConfigError(
-            f"{run} already holds a run; continue it with `gptfit train --resume {run}`, or choose "
-            "another folder with --out"
+            f"{run} already holds a run; continue it with `gptfit train --resume "
+            f"{shlex.quote(str(run))}`, or choose another folder with --out"
         )
     taken = [path.name for path in run.iterdir() if path.name != DATA] if run.is_dir() else []
     if run.is_file() or set(taken) - {RECIPE, "metrics.jsonl"}:
@@ -114,9 +122,16 @@ def prepare_data(
 
 
 def open_dataset(run: Path, data: DataConfig) -> TokenDataset:
-    """The tokens of a run: its own, or the prepared folder that its recipe names."""
-    own = run / DATA
-    return TokenDataset.open(own if own.is_dir() else Path(data.text[0]))
+    """The tokens of a run: the prepared folder that its recipe names, or its own."""
+    folder = Path(data.text[0]) if is_prepared(data.text) else run / DATA
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: it holds the tokens of this run; put it back")
+    return TokenDataset.open(folder)
+
+
+def is_prepared(texts: Sequence[str]) -> bool:
+    """Whether ``texts`` is one folder of token files rather than text."""
+    return len(texts) == 1 and (Path(texts[0]) / "train.bin").is_file()
 
 
 def with_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
@@ -156,7 +171,6 @@ CONTINUABLE = {
         "max_tokens",
         "max_seconds",
         "eval_interval",
-        "eval_tokens",
         "log_interval",
         "sample_interval",
         "micro_batch_size",
@@ -175,10 +189,10 @@ CONTINUABLE = {
 def require_same_run(before: Recipe, after: Recipe) -> None:
     """Refuse overrides that would make another run of it."""
     problems = []
-    old, new = before.to_dict(), after.to_dict()
+    old, new = before.to_dict(resolved=True), after.to_dict(resolved=True)
     for section in ("model", "data", "train", "run"):
-        for name in old[section].keys() | new[section].keys():
-            was, now = old[section].get(name), new[section].get(name)
+        for name in old[section]:
+            was, now = old[section][name], new[section][name]
             if was != now and name not in CONTINUABLE.get(section, ()):
                 message = f"{name}={now!r} conflicts with {name}={was!r} of the run being resumed"
                 problems.append(Problem(f"{section}.{name}", message, "start a new run for that"))
