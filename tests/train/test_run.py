@@ -335,12 +335,16 @@ def test_short_runs_have_a_curve(tmp_path: Path) -> None:
     assert [step for step, _ in losses(tmp_path / "run")] == [5]
 
 
-def test_samples_of_a_text_without_newlines_start_as_it_does(tmp_path: Path) -> None:
-    seen: list[Sampled] = []
-    trainer = make_trainer(tmp_path / "run", text="abcdefgh " * 100)
-    finish(trainer, lambda event: seen.append(event) if isinstance(event, Sampled) else None)
-    assert seen
-    assert all(event.prompt == "a" and event.text.startswith("a") for event in seen)
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [("1. One two 3 four five six.\n" * 40, "four five six"), ("abcdefgh" * 100, "abcdefgh"[0])],
+)
+def test_samples_continue_the_validation_text(text: str, prompt: str, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    finish(make_trainer(tmp_path / "run", text=text), seen.append)
+    samples = [event for event in seen if isinstance(event, Sampled)]
+    assert len(samples) == 3
+    assert all(event.prompt == prompt and event.text.startswith(prompt) for event in samples)
 
 
 def test_a_sample_prompt_that_cannot_be_encoded_is_found_at_once(tmp_path: Path) -> None:

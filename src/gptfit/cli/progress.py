@@ -74,9 +74,10 @@ class ProgressView:
         )
 
     def _on_sample(self, event: Sampled) -> None:
-        lines = event.text.strip("\n").splitlines()[:SAMPLE_LINES]
-        for line in lines:
-            self.console.print(Text(f"    {line}", style="dim", overflow="ellipsis", no_wrap=True))
+        text = Text(event.text, style="dim", overflow="ellipsis", no_wrap=True)
+        text.stylize("not dim", 0, len(event.prompt))
+        lines = text.split("\n")[:SAMPLE_LINES]
+        self.console.print(*(Text("    ").append_text(line) for line in lines), sep="\n")
 
 
 def step_text(event: Stepped) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gptfit.config import Recipe
 from gptfit.data import Sampler, TokenDataset
-from gptfit.errors import ConfigError, DataError, GptfitError, Problem
+from gptfit.errors import ConfigError, GptfitError, Problem
 from gptfit.formats.hf import load_model
 from gptfit.formats.locate import find_checkpoint
 from gptfit.generate import Evaluation, SamplingOptions, evaluate, generate_text
@@ -303,9 +304,8 @@ class Trainer:
 
 
 def opening(dataset: TokenDataset) -> str:
-    """A prompt for samples when none is given: none where texts have a way to start, else their start."""
-    try:
-        encode_prompt(dataset.tokenizer, "")
-    except DataError:
-        return dataset.tokenizer.decode(dataset.train[:1])
-    return ""
+    """What samples continue when no prompt is given: the first three words in a row of the validation
+    text, or its first token where there are none."""
+    text = dataset.tokenizer.decode(dataset.val[:512])
+    words = re.search(r"[^\W\d_]+ [^\W\d_]+ [^\W\d_]+", text)
+    return words[0] if words else dataset.tokenizer.decode(dataset.val[:1])
