@@ -11,10 +11,10 @@ import typer
 
 from gptfit.cli.console import print_json, stderr, stdout
 from gptfit.cli.overrides import SETTINGS, parse_duration, split_overrides
+from gptfit.config import DataConfig, Recipe
 from gptfit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gptfit.config import DataConfig, Recipe
     from gptfit.data import TextSource, TokenDataset
     from gptfit.train.loop import Outcome, Trainer
 
@@ -42,7 +42,6 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Choose tokenizer and model for a text, this machine and a time; train; show the result."""
-    from gptfit.config import Recipe
     from gptfit.train.fit import fit as choose_and_start
 
     paths, overrides = split_overrides(text or [])
@@ -54,7 +53,7 @@ def fit(
         source,
         seconds,
         overrides,
-        lambda reason: console.print(f"• {reason}", soft_wrap=True, markup=False),
+        lambda reason: console.print(f"• {reason}", soft_wrap=True),
     )
     run_to_end(trainer, as_json)
 
@@ -139,7 +138,6 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Turn text into token files, which train takes by --data (and nanoGPT too)."""
-    from gptfit.config import Recipe
     from gptfit.data import make_tokenizer
     from gptfit.data import prepare as prepare_tokens
 

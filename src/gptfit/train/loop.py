@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from gptfit.data import Sampler, TokenDataset
 from gptfit.errors import ConfigError, GptfitError, Problem
 from gptfit.formats.hf import load_model
 from gptfit.formats.locate import find_checkpoint
-from gptfit.generate import Evaluation, SamplingOptions, evaluate, generate_text
-from gptfit.generate.text import encode_prompt
+from gptfit.generate import Evaluation, evaluate
 from gptfit.model import GPT2
 from gptfit.plan.flops import training_flops_per_token
 from gptfit.plan.params import count_parameters
@@ -35,6 +33,7 @@ from gptfit.train.events import (
 )
 from gptfit.train.interrupt import Interrupt
 from gptfit.train.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from gptfit.train.sample import SampleWriter
 from gptfit.train.schedule import learning_rate
 
 METRICS = "metrics.jsonl"
@@ -66,6 +65,27 @@ class Outcome:
         return self.last is None
 
 
+class Interval:
+    """The steps since the last log line; sums stay on the device until they are read."""
+
+    def __init__(self, device: Device) -> None:
+        self.loss = torch.zeros((), device=device.torch_device)
+        self.grad_norm = torch.zeros((), device=device.torch_device)
+        self.learning_rate = 0.0
+        self.steps = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
+        """Count one step."""
+        self.loss += loss
+        self.grad_norm, self.learning_rate = grad_norm, learning_rate
+        self.steps += 1
+
+    def seconds(self) -> float:
+        """Time since the interval began."""
+        return time.perf_counter() - self.started
+
+
 class Trainer:
     """One run on one device: a model, its data, and the folder that holds what must last."""
 
@@ -84,8 +104,7 @@ class Trainer:
         self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
-        self.sample_prompt = recipe.run.sample_prompt or opening(dataset)
-        encode_prompt(dataset.tokenizer, self.sample_prompt)  # a fault is better found now
+        self.writer = SampleWriter(recipe, dataset, device)
         self._require_budget()
 
     def restore(self) -> None:
@@ -101,7 +120,7 @@ class Trainer:
         self._tell(Started(self.state.step, self.device.name, self.device.dtype_name, parameters))
         train = self.recipe.train
         evaluation = None
-        self._reset_interval()
+        self._interval = Interval(self.device)
         while self.progress() < 1 and not interrupt.is_set:
             evaluation = None
             self._step()
@@ -109,7 +128,7 @@ class Trainer:
                 self._log()
             if self.state.step % train.eval_interval == 0 and self.progress() < 1:
                 evaluation = self._milestone()
-        if self._interval_steps:
+        if self._interval.steps:
             self._log()
         if interrupt.is_set and self.progress() < 1:
             self._save(is_best=False)  # at once: whoever interrupts is in a hurry
@@ -129,7 +148,7 @@ class Trainer:
                 find_checkpoint(self.run_folder, ("best",)), self.device.torch_device
             )
         if self.recipe.train.sample_interval != 0:
-            self._tell(Sampled(step, self.sample_prompt, self.sample(model)))
+            self._tell(Sampled(step, self.writer.prompt, self.writer.write(model)))
         if model is self.model and last.tokens == len(self.dataset.val) - 1:
             return last
         return evaluate(model, self.dataset.val, None, self.device.autocast())
@@ -170,9 +189,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state = replace(self.state, step=self.state.step + 1)
-        self._interval_loss += loss
-        self._interval_steps += 1
-        self._last_rate, self._last_norm = rate, norm
+        self._interval.add(loss, norm, rate)
 
     def _accumulate_gradients(self) -> Tensor:
         """Forward and backward of one batch in micro-batches; the mean loss, still on the device."""
@@ -193,17 +210,16 @@ class Trainer:
         return total
 
     def _log(self) -> None:
-        loss = (self._interval_loss / self._interval_steps).item()
-        seconds = time.perf_counter() - self._interval_started
-        rate = self._interval_steps * self.tokens_per_step / seconds
+        interval = self._interval
+        rate = interval.steps * self.tokens_per_step / interval.seconds()
         peak = self.device.peak_flops
         mfu = rate * training_flops_per_token(self.recipe.model) / peak if peak else None
         self._tell(
             Stepped(
                 step=self.state.step,
-                loss=loss,
-                learning_rate=self._last_rate,
-                grad_norm=self._last_norm.item(),
+                loss=(interval.loss / interval.steps).item(),
+                learning_rate=interval.learning_rate,
+                grad_norm=interval.grad_norm.item(),
                 tokens=self.state.step * self.tokens_per_step,
                 epoch=self.sampler.epoch(self.state.step),
                 tokens_per_second=rate,
@@ -212,12 +228,7 @@ class Trainer:
                 model_flops_utilization=mfu,
             )
         )
-        self._reset_interval()
-
-    def _reset_interval(self) -> None:
-        self._interval_loss = torch.zeros((), device=self.device.torch_device)
-        self._interval_steps = 0
-        self._interval_started = time.perf_counter()
+        self._interval = Interval(self.device)
 
     def _milestone(self, is_last: bool = False) -> Evaluation:
         """Evaluate, sample, save."""
@@ -240,34 +251,17 @@ class Trainer:
                 elapsed_seconds=self.elapsed_seconds(),
             )
         )
-        if self._samples_now() and not is_last:
-            self._tell(Sampled(self.state.step, self.sample_prompt, self.sample(self.model)))
+        if self.writer.is_due(self.state.step) and not is_last:
+            text = self.writer.write(self.model)
+            self._tell(Sampled(self.state.step, self.writer.prompt, text))
         self._save(is_best)
-        self._interval_started += time.perf_counter() - started  # not training time
+        self._interval.started += time.perf_counter() - started  # not training time
         return evaluation
 
     def bits_per_byte(self, evaluation: Evaluation) -> float | None:
         """None where the size of the validation text is not known."""
         tokens_per_byte = self.dataset.val_tokens_per_byte
         return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
-
-    def sample(self, model: GPT2) -> str:
-        """A text that ``model`` writes after the run's prompt."""
-        prompt, length = self.sample_prompt, self.recipe.run.sample_tokens
-        options = SamplingOptions(temperature=0.8, top_k=50, seed=self.recipe.train.seed)
-        was_training = model.training
-        model.eval()
-        with self.device.autocast():
-            pieces = generate_text(model, self.dataset.tokenizer, prompt, length, options)
-            text = prompt + "".join(piece[0] for piece in pieces)
-        model.train(was_training)
-        return text
-
-    def _samples_now(self) -> bool:
-        interval = self.recipe.train.sample_interval
-        if interval is None:
-            return True
-        return interval > 0 and self.state.step % interval == 0
 
     def _save(self, is_best: bool) -> None:
         self.state = replace(self.state, elapsed_seconds=self.elapsed_seconds())
@@ -301,11 +295,3 @@ class Trainer:
         if train.max_steps is None and train.max_tokens is None and train.max_seconds is None:
             fix = "give max_steps, max_tokens or max_seconds"
             raise ConfigError(Problem("train.max_steps", "the run has no end", fix))
-
-
-def opening(dataset: TokenDataset) -> str:
-    """What samples continue when no prompt is given: the first three words in a row of the validation
-    text, or its first token where there are none."""
-    text = dataset.tokenizer.decode(dataset.val[:512])
-    words = re.search(r"[^\W\d_]+ [^\W\d_]+ [^\W\d_]+", text)
-    return words[0] if words else dataset.tokenizer.decode(dataset.val[:1])
