@@ -161,8 +161,10 @@ class Recipe:
         for key in leave_out:
             title, _, name = key.partition(".")
             values[title].pop(name, None)
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            path.write_text(writers[path.suffix.lower()](values), encoding="utf-8")
+            temporary.write_text(writers[path.suffix.lower()](values), encoding="utf-8")
+            temporary.replace(path)
         except OSError as error:
             raise ConfigError(f"cannot be written ({error.strerror})", str(path)) from None
 

@@ -18,11 +18,16 @@ class GPT2(nn.Module):
     """The language model; its ``state_dict`` is ``manifest(config)``.
 
     With ``pad_vocab_to_multiple`` the embedding and the head carry rows beyond the vocabulary, for
-    the sake of fast matrix shapes. They are invisible outside: logits have V columns, and
-    ``state_dict`` of ``formats`` leaves them out.
+    the sake of fast matrix shapes. They are invisible outside: logits have V columns, and saved
+    files leave them out. The initial values come from ``generator``.
     """
 
-    def __init__(self, config: GPT2Config, pad_vocab_to_multiple: int = 1) -> None:
+    def __init__(
+        self,
+        config: GPT2Config,
+        pad_vocab_to_multiple: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         V, C = round_up(config.vocab_size, pad_vocab_to_multiple), config.n_embd
@@ -34,7 +39,7 @@ class GPT2(nn.Module):
         self.lm_head = Linear(C, V, bias=False)
         self.tie_weights()
         if not self.wte.weight.is_meta:
-            self.init_weights()
+            self.init_weights(generator)
 
     def tie_weights(self) -> None:
         """Let the head share the token embedding, where the config says so."""

@@ -52,8 +52,8 @@ def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
     recipe = with_vocabulary(recipe, dataset.tokenizer)
     dataset.require_context(recipe.model.n_positions)
     device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
-    model = GPT2(recipe.model, vocab_multiple(recipe, device))
-    model.init_weights(torch.Generator().manual_seed(recipe.train.seed))
+    generator = torch.Generator().manual_seed(recipe.train.seed)
+    model = GPT2(recipe.model, vocab_multiple(recipe, device), generator)
     trainer = Trainer(run, recipe, dataset, model.to(device.torch_device), device)
     try:
         run.mkdir(parents=True, exist_ok=True)
