@@ -9,6 +9,7 @@ TIME ?= 2m
 
 fit: .venv/.core
 	.venv/bin/gptfit fit --time $(TIME)
+	@echo "the command lives in .venv: run it as .venv/bin/gptfit, or after: . .venv/bin/activate"
 
 test: .venv/.dev
 	.venv/bin/ruff check .

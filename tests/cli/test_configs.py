@@ -98,10 +98,12 @@ def test_new_by_flags(tmp_path: Path) -> None:
         (["show", "gtp2"], "did you mean 'gpt2'"),
         (["show", "gpt2", "n_layers=3"], "did you mean 'n_layer'"),
         (["show", "gpt2", "n_layer=three"], "must be an integer"),
+        (["show", "gpt2", "--jsn"], "no such option: --jsn; did you mean '--json'"),
+        (["show", "gpt2", "frobnicate=1"], "`gptfit show gpt2` lists all keys"),
         (["show", "gpt2", "--n-layer"], "--n-layer has no value"),
         (["show", "gpt2", "gpt2-xl"], "expected one preset"),
         (["show", "gpt2", "n_head=10"], "n_head=10 does not divide n_embd=768"),
-        (["show", "no/such/file.json"], "no preset is called"),
+        (["show", "no/such/file.json"], "no such file, and no preset has that name"),
         (["new", "recipe.yaml"], "ends in .toml or .json"),
     ],
 )
@@ -121,3 +123,19 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
     assert "n_head=10 does not divide" in result.err
     assert "did you mean 'n_head'" in result.err
     assert str(path) in result.err
+
+
+def test_new_and_show_agree(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    said = call("new", path, "--preset", "nanogpt-shakespeare-char-cpu", "n_layer=6").err
+    count = f"{call('show', path, '--json').json['parameters']['total']:,} parameters"
+    assert count in said
+    assert call("show", path, "--json").json["origins"]["model.vocab_size"].startswith("preset")
+    assert "--time 2m" not in said  # the preset has an end
+    assert "--time 2m" in call("new", tmp_path / "endless.toml").err
+
+
+def test_lint_of_a_bare_model_says_nothing_about_training(tmp_path: Path) -> None:
+    GPT2Config(attn_pdrop=0.5).save(tmp_path / "config.json")
+    codes = [finding["code"] for finding in call("lint", tmp_path, "--json").json]
+    assert codes == ["D06"]

@@ -313,3 +313,65 @@ def test_bad_durations(time: str) -> None:
     result = call("fit", "--time", time)
     assert result.code == 2
     assert "is no duration" in result.err
+
+
+def test_time_of_a_resume_is_added(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    call("train", "tiny-char", *SMALL, "--time", "1s", "--data", text, "--out", out)
+    spent = call("train", "--resume", out)
+    assert spent.code == 2
+    assert "has spent its budget" in spent.err
+    longer = call("train", "--resume", out, "--time", "1s", "--json")
+    assert longer.code == 0, longer.err
+    assert longer.json["elapsed_seconds"] > 2
+
+
+def test_options_are_known(text: Path, tmp_path: Path) -> None:
+    result = call("fit", text, "--tiem", "2s", "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "no such option: --tiem; did you mean '--time'?" in result.err
+
+
+def test_a_run_without_end_is_refused_before_the_text_is_read(tmp_path: Path) -> None:
+    result = call("train", "gpt2", "--data", tmp_path / "nowhere.txt", "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "the run has no end; give --time 2m" in result.err
+
+
+def test_a_model_larger_than_the_memory_is_refused(text: Path, tmp_path: Path) -> None:
+    result = call(
+        "train", "gpt2-xl", "n_layer=1000", "n_positions=8", "tokenizer=char", "max_steps=1", "--data", text,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.code == 2
+    assert "GB for weights, gradients and AdamW" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepare_takes_only_what_concerns_tokens(text: Path, tmp_path: Path) -> None:
+    result = call("prepare", text, "n_layer=3", "--out", tmp_path / "tokens")
+    assert result.code == 2
+    assert "model.n_layer has no effect" in result.err
+
+
+def test_moved_tokens_are_named(text: Path, tmp_path: Path) -> None:
+    call("prepare", text, "--out", tmp_path / "tokens", "--tokenizer", "char")
+    run = tmp_path / "run"
+    call("train", "tiny", *SMALL, "max_steps=1", "--data", tmp_path / "tokens", "--out", run)
+    assert call("show", run, "--json").json["recipe"]["data"]["tokenizer"] == "char"
+    (tmp_path / "tokens").rename(tmp_path / "elsewhere")
+    result = call("train", "--resume", run, "max_steps=2")
+    assert result.code == 2
+    assert f"{tmp_path / 'tokens'} is missing" in result.err
+
+
+def test_training_outlives_the_reader_of_its_progress(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "gptfit", "train", "tiny-char", *SMALL, "max_steps=30"]
+    command += ["--data", str(text), "--out", str(out), "log_interval=1", "eval_interval=5"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (out / "checkpoints/last").resolve().name == "step-000030"

@@ -129,7 +129,7 @@ def test_time_budget(tmp_path: Path) -> None:
 
 
 def test_no_budget_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the run has no end; give max_steps, max_tokens"):
+    with pytest.raises(ConfigError, match=r"the run has no end; give --time 2m, or max_steps"):
         make_trainer(tmp_path / "run", "max_steps=none")
     assert not (tmp_path / "run").exists()
 
@@ -351,3 +351,11 @@ def test_a_sample_prompt_that_cannot_be_encoded_is_found_at_once(tmp_path: Path)
     with pytest.raises(DataError, match="'ß'"):
         make_trainer(tmp_path / "run", "sample_prompt=the ß")
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_pointer_the_whole_checkpoints_are_named(trained: Path) -> None:
+    (trained / "checkpoints/last.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-000008, step-000012 can be had.*last\.json"):
+        runs.resume(trained)
+    (trained / "checkpoints/last.json").write_text('{"folder": "step-000008"}', encoding="utf-8")
+    assert runs.resume(trained).state.step == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -78,7 +79,12 @@ def read_recipe(arguments: list[str]) -> tuple[Recipe, str]:
         raise ConfigError(f"{path} holds neither a recipe.toml nor a config.json")
     if path.is_file():
         return Recipe.resolve(file=path, overrides=overrides), "file"
-    preset = find_preset(paths[0])
+    try:
+        preset = find_preset(paths[0])
+    except ConfigError as error:
+        if path.suffix in (".json", ".toml") or path.name != paths[0]:
+            raise ConfigError(f"{path}: no such file, and no preset has that name") from None
+        raise error
     if note := preset.note(paths[0]):
         stderr().print(f"note: {note}", soft_wrap=True)
     return Recipe.resolve(preset=preset.name, overrides=overrides), "preset"
@@ -220,10 +226,11 @@ def new(
     if preset is None and not overrides and sys.stdin.isatty():
         preset, overrides = _ask()
     recipe = Recipe.resolve(preset=preset, overrides=overrides)
-    recipe.save(target, leave_out=_given_by_data(recipe))
+    name = shlex.quote(str(target))
+    recipe.save(target, preset, _given_by_data(recipe))
     stderr().print(
-        f"wrote {target}: {count_parameters(recipe.model).total:,} parameters. "
-        f"Look: gptfit show {target}; train: gptfit train {target} --data FILE",
+        f"wrote {target}: {count_parameters(recipe.model).total:,} parameters. Look: gptfit show "
+        f"{name}; train: gptfit train {name} --data FILE{'' if recipe.train.has_end else ' --time 2m'}",
         soft_wrap=True,
     )
 

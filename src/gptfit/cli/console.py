@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -29,7 +30,15 @@ def stderr() -> Console:
 def _console(is_terminal: bool, stderr: bool = False) -> Console:
     # No markup: what is printed holds names and texts of other people, brackets included.
     width = None if is_terminal else PIPED_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, markup=False)
+    return QuietlyBroken(stderr=stderr, width=width, highlight=False, markup=False)
+
+
+class QuietlyBroken(Console):
+    """Falls silent when its reader leaves; a training must not end because `head` has seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def print_json(value: Any) -> None:

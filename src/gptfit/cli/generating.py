@@ -44,6 +44,7 @@ def generate(
     options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     text = read_prompt(prompt, prompt_file)
     network, tokenizer = load(model, device)
+    slid: list[bool] = []
     pieces = generate_text(
         network,
         tokenizer,
@@ -51,11 +52,7 @@ def generate(
         max_new_tokens,
         options,
         samples=samples,
-        on_slide=lambda: stderr().print(
-            f"note: past the context of {network.config.n_positions} tokens; what came earlier is "
-            "forgotten",
-            soft_wrap=True,
-        ),
+        on_slide=lambda: slid.append(True),
     )
     if as_json:
         texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
@@ -65,6 +62,11 @@ def generate(
     else:
         for number, parts in enumerate(zip(*pieces, strict=True), start=1):
             print(f"--- {number} of {samples} ---\n{text}{''.join(parts)}")
+    if slid:
+        context = network.config.n_positions
+        stderr().print(
+            f"note: past the context of {context} tokens; what came earlier was forgotten"
+        )
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gptfit.config.recipe import parse_overrides
-from gptfit.errors import ConfigError
+from gptfit.config.overrides import locate, parse_overrides
+from gptfit.errors import ConfigError, did_you_mean
 
+OPTIONS = ["--data", "--force", "--formula", "--help", "--json", "--out", "--preset", "--resume"]
+OPTIONS += ["--time", "--tokenizer"]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Typer context settings of verbs that take overrides."""
 
@@ -18,6 +20,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = iter(arguments)
     for argument in rest:
         if argument.startswith("--"):
+            _require_known(argument)
             settings.append(argument)
             if "=" not in argument and (value := next(rest, None)) is not None:
                 settings.append(value)
@@ -26,6 +29,15 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             paths.append(argument)
     return paths, parse_overrides(settings)
+
+
+def _require_known(argument: str) -> None:
+    """Hint at an option of some verb where that is nearer than any key."""
+    word = argument.partition("=")[0]
+    if isinstance(locate(word.removeprefix("--")), tuple):
+        return
+    if near := did_you_mean(word, OPTIONS):
+        raise ConfigError(f"no such option: {word}; {near}")
 
 
 def parse_duration(text: str) -> float:

@@ -64,11 +64,12 @@ class ProgressView:
 
     def _on_evaluation(self, event: Evaluated) -> None:
         bits = f", {event.bits_per_byte:.3f} bits/byte" if event.bits_per_byte else ""
+        part = f" on {event.tokens:,} tokens" if event.tokens < event.of_tokens else ""
         self.console.print(
             Text.assemble(
                 f"step {event.step:>6,}  ",
                 (f"validation {event.loss:.4f}", "bold"),
-                f" nats/token{bits}",
+                f" nats/token{bits}{part}",
                 (" (best)" if event.is_best else "", "green"),
             )
         )
@@ -82,18 +83,17 @@ class ProgressView:
 
 def step_text(event: Stepped) -> str:
     """One step as one line."""
+    elapsed, progress = event.elapsed_seconds, event.progress
     parts = [
         f"step {event.step:>6,}",
         f"loss {event.loss:.4f}",
-        f"lr {event.learning_rate:.1e}",
+        f"{clock(elapsed / progress - elapsed)} left" if progress else "",
         f"{event.tokens_per_second:,.0f} tok/s",
+        f"lr {event.learning_rate:.1e}",
+        f"MFU {mfu:.1%}" if (mfu := event.model_flops_utilization) is not None else "",
+        f"{clock(elapsed)} elapsed",
     ]
-    if event.model_flops_utilization is not None:
-        parts.append(f"MFU {event.model_flops_utilization:.1%}")
-    parts.append(f"{clock(event.elapsed_seconds)} elapsed")
-    if event.progress > 0:
-        parts.append(f"{clock(event.elapsed_seconds * (1 / event.progress - 1))} left")
-    return "  ".join(parts)
+    return "  ".join(part for part in parts if part)
 
 
 def _live_line(event: Stepped, width: int) -> Table:

@@ -68,29 +68,40 @@ def train(
     ] = None,
     out: Out = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run instead.")] = None,
-    time: Annotated[str | None, typer.Option(help="End after this time: 90s, 2m, 1h30m.")] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="End after this time (90s, 2m, 1h30m); with --resume, this much more."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model from scratch by a recipe, or take up a run where it stopped."""
     from gptfit.cli.configs import read_recipe
     from gptfit.train import run as runs
+    from gptfit.train.loop import require_end
 
-    arguments = [*(recipe or []), *([f"max_seconds={parse_duration(time)}"] if time else [])]
+    seconds = parse_duration(time) if time else None
     if resume is not None:
-        paths, overrides = split_overrides(arguments)
+        paths, overrides = split_overrides(recipe or [])
         if paths or data or out:
             raise ConfigError(f"--resume {resume} brings its own recipe, data and folder")
-        run_to_end(runs.resume(resume, overrides), as_json)
+        run_to_end(runs.resume(resume, overrides, seconds), as_json)
         return
-    wanted, _ = read_recipe(arguments)
+    wanted, _ = read_recipe(recipe or [])
+    if seconds:
+        wanted = wanted.override({"train.max_seconds": seconds})
+    require_end(wanted.train)
     if data:
         wanted = wanted.override({"data.text": data})
     if runs.is_prepared(wanted.data.text):  # resuming opens it again, from wherever that is called
         wanted = wanted.override({"data.text": [str(Path(wanted.data.text[0]).resolve())]})
     run = out or free_folder(wanted.name or "run")
-    _print_warnings(wanted)
     with runs.new_run(run):
-        trainer = runs.start(run, wanted, _dataset(run, wanted))
+        dataset = _dataset(run, wanted)
+        kind = {"data.tokenizer": dataset.tokenizer.kind}
+        if runs.is_prepared(wanted.data.text) and dataset.tokenizer.kind != "file":
+            wanted = wanted.override(kind, "the prepared data")
+        trainer = runs.start(run, wanted, dataset)
+    _print_warnings(trainer.recipe)
     run_to_end(trainer, as_json)
 
 
@@ -133,8 +144,11 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="The folder for tokens and tokenizer.")],
     tokenizer: Annotated[
-        str, typer.Option(help="auto, char, bpe, gpt2, or the path of a tokenizer.json.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="auto, char, bpe, gpt2, a tokenizer.json, or a folder with GPT-2's vocabulary files."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn text into token files, which train takes by --data (and nanoGPT too)."""
@@ -142,7 +156,12 @@ def prepare(
     from gptfit.data import prepare as prepare_tokens
 
     paths, overrides = split_overrides(text)
-    data = Recipe.resolve(overrides=[f"data.tokenizer={tokenizer}", *overrides]).data
+    overrides += [f"data.tokenizer={tokenizer}"] if tokenizer else []
+    recipe = Recipe.resolve(overrides=overrides)
+    given = {key for key, origin in recipe.origins.items() if origin == "command line"}
+    if others := sorted(key for key in given if not key.startswith("data.")):
+        raise ConfigError(f"prepare makes tokens; {', '.join(others)} has no effect on them")
+    data = recipe.data
     source = open_text(paths, data)
     with stderr().status("tokenizing"):
         made = make_tokenizer(data.tokenizer, data.bpe_vocab_size, source)
@@ -222,7 +241,7 @@ def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
     from gptfit.cli.progress import clock
 
     run, out = trainer.run_folder, stdout()
-    verb = "stopped" if outcome.interrupted else "done"
+    verb = "stopped and saved" if outcome.interrupted else "done"
     out.print(f"\n{verb} after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}")
     if outcome.best:
         bits = trainer.bits_per_byte(outcome.best)
@@ -246,12 +265,12 @@ def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
 
 
 def _resume_command(trainer: Trainer, outcome: Outcome) -> str:
-    """How to go on: to the end after an interrupt, else with twice the budget."""
+    """How to go on: to the end after an interrupt, else for as long again."""
     words = ["gptfit", "train", "--resume", str(trainer.run_folder)]
     train = trainer.recipe.train
     if not outcome.interrupted:
         if train.max_seconds is not None:
-            words += ["--time", f"{round(2 * train.max_seconds)}s"]
+            words += ["--time", f"{max(1, round(outcome.elapsed_seconds))}s"]
         budgets = {"max_steps": train.max_steps, "max_tokens": train.max_tokens}
         words += [f"{name}={2 * value}" for name, value in budgets.items() if value is not None]
     return shlex.join(words)

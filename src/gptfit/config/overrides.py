@@ -105,8 +105,8 @@ def locate(key: str) -> tuple[str, str] | Problem:
 def _unknown(key: str, word: str, titles: Iterable[str]) -> Problem:
     elsewhere = {w: fix for t in titles for w, fix in SECTIONS[t].ELSEWHERE.items()}
     known = [known for title in titles for known in words_of(title)]
-    problem = checks.unknown_keys([word], known, elsewhere)[0]
-    return Problem(key, f"unknown key {shown(key)}", problem.fix)
+    fix = elsewhere.get(word) or did_you_mean(word[:60], known)
+    return Problem(key, f"unknown key {shown(key)}", fix or "`gptfit show gpt2` lists all keys")
 
 
 def field_of(title: str, word: str) -> str:

@@ -147,17 +147,19 @@ class Recipe:
         values["data"]["text"] = list(self.data.text)
         return values
 
-    def save(self, path: str | Path, leave_out: Sequence[str] = ()) -> None:
+    def save(
+        self, path: str | Path, preset: str | None = None, leave_out: Sequence[str] = ()
+    ) -> None:
         """Write a ``.toml`` or ``.json`` file that ``load`` reads back equal.
 
-        ``leave_out`` names values, such as ``model.vocab_size``, that are to follow from elsewhere.
+        ``leave_out`` names values, such as ``model.vocab_size``, that the file leaves to ``preset``.
         """
         path = Path(path)
         writers = {".json": _to_json, ".toml": _to_toml}
         if path.suffix.lower() not in writers:
             message = f"unknown file type {path.suffix!r}; use .json or .toml"
             raise ConfigError(message, str(path))
-        values = self.to_dict()
+        values = ({"preset": preset} if preset else {}) | self.to_dict()
         for key in leave_out:
             title, _, name = key.partition(".")
             values[title].pop(name, None)

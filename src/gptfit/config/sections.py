@@ -154,6 +154,11 @@ class TrainConfig(Section):
             yield Problem("min_lr", message, f"use at most {self.learning_rate}")
 
     @property
+    def has_end(self) -> bool:
+        """Whether any budget is set."""
+        return any(b is not None for b in (self.max_steps, self.max_tokens, self.max_seconds))
+
+    @property
     def grad_accum_steps(self) -> int:
         """Forward and backward passes per optimizer step when one process runs."""
         return self.batch_size // self.micro_batch_size

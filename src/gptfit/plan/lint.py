@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gptfit.config import GPT2Config, Recipe
+from gptfit.config.recipe import DEFAULT
 from gptfit.errors import ConfigError
 from gptfit.plan.params import count_parameters
 
@@ -44,10 +45,18 @@ RULES: list[Rule] = []
 
 
 def lint(recipe: Recipe) -> list[Finding]:
-    """All findings of the advisory rules, in the order of their codes."""
+    """All findings of the advisory rules, in their order.
+
+    Rules on training are silent where nothing about training was said, as in a bare model file.
+    """
+    said = any(
+        key.startswith("train.") and origin != DEFAULT and not origin.startswith("follows")
+        for key, origin in recipe.origins.items()
+    )
     return [
         Finding(rule.code, rule.severity, rule.field, message, fix, rule.source)
         for rule in RULES
+        if said or not rule.field.startswith("train.")
         for message, fix in rule.advise(recipe)
     ]
 
@@ -173,7 +182,7 @@ def costly_untied_head(recipe: Recipe) -> Advice:
 def embedding_heavy(recipe: Recipe) -> Advice:
     model, count = recipe.model, count_parameters(recipe.model)
     share = model.vocab_size * model.n_embd / count.tied
-    if share > 0.6:
+    if share > 0.6 and model.vocab_size > 8192:
         yield (
             f"the token embedding is {share:.0%} of the parameters",
             ("train a tokenizer of 1,000 to 8,000 tokens (data.tokenizer=bpe)"),
@@ -182,10 +191,10 @@ def embedding_heavy(recipe: Recipe) -> Advice:
 
 @rule("D06", WARNING, "resid_pdrop", "Hugging Face's GPT2Config guide calls 0.5 too high")
 def heavy_dropout(recipe: Recipe) -> Advice:
-    model = recipe.model
-    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if getattr(model, name) > 0.3:
-            yield f"{name}={getattr(model, name):g} hinders learning", "use 0.1 to 0.2"
+    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    heavy = [f"{name}={value:g}" for name in names if (value := getattr(recipe.model, name)) > 0.3]
+    if heavy:
+        yield f"{', '.join(heavy)}: so much hinders learning", "use 0.1 to 0.2"
 
 
 @rule("T02", HINT, "train.warmup_steps", "1 to 5 % of the steps is usual")

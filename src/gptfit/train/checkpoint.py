@@ -87,8 +87,7 @@ class CheckpointStore:
     def load_last(self) -> tuple[Path, TrainingState, dict[str, torch.Tensor]]:
         """The newest checkpoint with its training state and optimizer moments."""
         folder = find_checkpoint(self.run, ("last",))
-        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return folder, TrainingState(**values), load_file(folder / OPTIMIZER)
+        return folder, read_state(folder), load_file(folder / OPTIMIZER)
 
     def _point(self, name: str, folder: str) -> None:
         """Replace the pointer file, then the link of the same name that people and tools open."""
@@ -126,6 +125,11 @@ class CheckpointStore:
                 f"{self.folder}: a checkpoint needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB "
                 "are free; make room and resume"
             )
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """Where a checkpoint stands."""
+    return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
 def checkpoint_bytes(model: GPT2) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from gptfit.config import GPT2Config
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.hardware import bf16_peak_flops
+from gptfit.plan.params import count_parameters
 
 # Below this width the casts cost a CPU more than its bf16 instructions save: measured with 2 cores
 # and AMX, nanoGPT's 128-wide model takes 34 ms a step in fp32 and 42 in bf16, at 384 wide 647 and 319.
@@ -65,6 +67,21 @@ def choose_device(name: str, dtype: str, config: GPT2Config) -> Device:
         pays = device.type != "cpu" or config.n_embd >= BF16_MIN_WIDTH_ON_CPU
         dtype = "bfloat16" if has_bf16 and pays else "float32"
     return Device(device, getattr(torch, dtype))
+
+
+def require_memory(config: GPT2Config, device: Device) -> None:
+    """Refuse a model whose weights, gradients and two moments alone exceed the device's memory."""
+    needed = 16 * count_parameters(config).total
+    if device.torch_device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        message = (
+            f"{count_parameters(config).total:,} parameters need {needed / 1e9:,.0f} GB for weights, "
+            f"gradients and AdamW, and {device.name} has {memory / 1e9:,.0f} GB"
+        )
+        raise ConfigError(Problem("model.n_layer", message, "choose a smaller model"))
 
 
 def _available(name: str) -> str:

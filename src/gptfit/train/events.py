@@ -41,13 +41,14 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation loss in nats per token."""
+    """The validation loss in nats per token, over ``tokens`` of the split's ``of_tokens``."""
 
     kind: ClassVar[str] = "evaluation"
     step: int
     loss: float
     bits_per_byte: float | None
     tokens: int
+    of_tokens: int
     is_best: bool
     elapsed_seconds: float
 

@@ -13,6 +13,7 @@ import torch
 
 from gptfit.config import Recipe
 from gptfit.data import TextSource, TokenDataset
+from gptfit.errors import DataError
 from gptfit.model import GPT2
 from gptfit.plan.params import count_parameters
 from gptfit.train import run as runs
@@ -36,6 +37,7 @@ PARAMETERS_PER_TOKEN = 30
 """A model with more weights than this per token of the text learns it by heart."""
 EPOCHS_WITHOUT_DROPOUT = 20
 """Drawing the masks costs a CPU a third of its speed; below this it costs more than it gives."""
+SHORTEST_CONTEXT = 8
 PROBE_SECONDS = 1.5
 EVALUATIONS = 8
 Say = Callable[[str], None]
@@ -79,6 +81,11 @@ def fit(run: Path, text: TextSource, seconds: float, overrides: Sequence[str], s
 def _prepare(run: Path, text: TextSource, base: Recipe, say: Say) -> TokenDataset:
     say(f"text: {text.description}, {text.total_bytes:,} bytes")
     dataset = runs.prepare_data(run, base.data, text)
+    if len(dataset.train) < 8 * SHORTEST_CONTEXT or len(dataset.val) <= SHORTEST_CONTEXT:
+        raise DataError(
+            f"{text.description} has {len(dataset.train)} training and {len(dataset.val)} validation "
+            "tokens, too few to learn from; use more text"
+        )
     why = "as asked"
     if base.data.tokenizer == "auto":
         why = {
@@ -117,7 +124,7 @@ def _candidate(
     base: Recipe, rung: tuple[int, int, int, int], dataset: TokenDataset, overrides: Sequence[str]
 ) -> Recipe:
     n_layer, n_embd, n_head, n_positions = rung
-    while n_positions > 8 and not _holds(dataset, n_positions):
+    while n_positions > SHORTEST_CONTEXT and not _holds(dataset, n_positions):
         n_positions //= 2
     kind = choose_device(base.run.device, "float32", base.model).torch_device.type
     values = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptfit.config import Recipe
+from gptfit.config import Recipe, TrainConfig
 from gptfit.data import Sampler, TokenDataset
 from gptfit.errors import ConfigError, GptfitError, Problem
 from gptfit.formats.hf import load_model
@@ -104,8 +104,9 @@ class Trainer:
         self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
+        self._started: float | None = None
         self.writer = SampleWriter(recipe, dataset, device)
-        self._require_budget()
+        require_end(recipe.train)
 
     def restore(self) -> None:
         """Continue from the run's last checkpoint, whose weights the model already has."""
@@ -167,6 +168,8 @@ class Trainer:
 
     def elapsed_seconds(self) -> float:
         """Time spent in ``run``, over all resumes."""
+        if self._started is None:
+            return self.state.elapsed_seconds
         return time.perf_counter() - self._started
 
     @property
@@ -247,6 +250,7 @@ class Trainer:
                 loss=evaluation.loss,
                 bits_per_byte=self.bits_per_byte(evaluation),
                 tokens=evaluation.tokens,
+                of_tokens=len(self.dataset.val) - 1,
                 is_best=is_best,
                 elapsed_seconds=self.elapsed_seconds(),
             )
@@ -290,8 +294,9 @@ class Trainer:
             f"(now {self.recipe.train.learning_rate:g}) or more warmup_steps"
         )
 
-    def _require_budget(self) -> None:
-        train = self.recipe.train
-        if train.max_steps is None and train.max_tokens is None and train.max_seconds is None:
-            fix = "give max_steps, max_tokens or max_seconds"
-            raise ConfigError(Problem("train.max_steps", "the run has no end", fix))
+
+def require_end(train: TrainConfig) -> None:
+    """Refuse a run without any budget."""
+    if not train.has_end:
+        fix = "give --time 2m, or max_steps or max_tokens"
+        raise ConfigError(Problem("train.max_steps", "the run has no end", fix))

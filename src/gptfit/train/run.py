@@ -22,10 +22,11 @@ from gptfit.config import DataConfig, Recipe
 from gptfit.data import TextSource, TokenDataset, Tokenizer, make_tokenizer, prepare
 from gptfit.errors import CheckpointError, ConfigError, DataError, Problem
 from gptfit.formats.hf import load_config, load_model
-from gptfit.formats.integrity import verify
+from gptfit.formats.integrity import is_whole, verify
 from gptfit.formats.locate import CHECKPOINTS, find_checkpoint
 from gptfit.model import GPT2
-from gptfit.train.device import Device, choose_device
+from gptfit.train.checkpoint import read_state
+from gptfit.train.device import Device, choose_device, require_memory
 from gptfit.train.loop import Trainer
 
 RECIPE = "recipe.toml"
@@ -52,6 +53,7 @@ def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
     recipe = with_vocabulary(recipe, dataset.tokenizer)
     dataset.require_context(recipe.model.n_positions)
     device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
+    require_memory(recipe.model, device)
     generator = torch.Generator().manual_seed(recipe.train.seed)
     model = GPT2(recipe.model, vocab_multiple(recipe, device), generator)
     trainer = Trainer(run, recipe, dataset, model.to(device.torch_device), device)
@@ -63,17 +65,19 @@ def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
     return trainer
 
 
-def resume(run: Path, overrides: Sequence[str] = ()) -> Trainer:
-    """A trainer where the run's last checkpoint stands.
+def resume(run: Path, overrides: Sequence[str] = (), more_seconds: float | None = None) -> Trainer:
+    """A trainer where the run's last checkpoint stands; ``more_seconds`` extends its time.
 
     ``overrides`` may change budgets and intervals; what would change the model, the data or the
     batches raises ``ConfigError`` naming both values.
     """
     recipe = load_recipe(run)
+    checkpoint = last_checkpoint(run)
+    if more_seconds is not None:
+        total = read_state(checkpoint).elapsed_seconds + more_seconds
+        overrides = [*overrides, f"max_seconds={total:.1f}"]
     changed = recipe.override(overrides)
     require_same_run(recipe, changed)
-    checkpoint = find_checkpoint(run, ("last",))
-    verify(checkpoint)
     if load_config(checkpoint) != changed.model:
         raise ConfigError(
             f"the [model] of {run / RECIPE} is not that of {checkpoint / 'config.json'}, which the "
@@ -90,8 +94,29 @@ def resume(run: Path, overrides: Sequence[str] = ()) -> Trainer:
             f"{dataset.folder} is not the data that {run} was trained on; put that data back, or "
             "start a new run"
         )
+    if trainer.progress() >= 1:
+        raise ConfigError(
+            f"{run} has spent its budget after {trainer.state.step} steps; extend it, for example "
+            f"with --time 2m or max_steps={2 * trainer.state.step}"
+        )
     changed.save(run / RECIPE)
     return trainer
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The verified last checkpoint; the error for a damaged one names those that are whole."""
+    try:
+        checkpoint = find_checkpoint(run, ("last",))
+        verify(checkpoint)
+    except CheckpointError as error:
+        whole = sorted(path.name for path in (run / CHECKPOINTS).glob("step-*") if is_whole(path))
+        if not whole:
+            raise
+        raise CheckpointError(
+            f"{error}; {', '.join(whole)} can be had: to go on from one, write "
+            f'{{"folder": "{whole[0]}"}} into {run / CHECKPOINTS / "last.json"}'
+        ) from None
+    return checkpoint
 
 
 def load_recipe(run: Path) -> Recipe:
@@ -122,9 +147,11 @@ def prepare_data(
 
 
 def open_dataset(run: Path, data: DataConfig) -> TokenDataset:
-    """The tokens of a run: the prepared folder that its recipe names, or its own."""
-    folder = Path(data.text[0]) if is_prepared(data.text) else run / DATA
-    if not folder.is_dir():
+    """The tokens of a run: its own, or the prepared folder that its recipe names."""
+    folder = run / DATA
+    if not folder.is_dir() and len(data.text) == 1:
+        folder = Path(data.text[0])
+    if not (folder / "train.bin").is_file():
         raise DataError(f"{folder} is missing: it holds the tokens of this run; put it back")
     return TokenDataset.open(folder)
 
