@@ -105,6 +105,7 @@ class Trainer:
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
         self._started: float | None = None
+        self._sampled_step: int | None = None
         self.writer = SampleWriter(recipe, dataset, device)
         require_end(recipe.train)
 
@@ -148,8 +149,8 @@ class Trainer:
             model = load_model(
                 find_checkpoint(self.run_folder, ("best",)), self.device.torch_device
             )
-        if self.recipe.train.sample_interval != 0:
-            self._tell(Sampled(step, self.writer.prompt, self.writer.write(model)))
+        if self.recipe.train.sample_interval != 0 and self._sampled_step != step:
+            self._sample(step, model)
         if model is self.model and last.tokens == len(self.dataset.val) - 1:
             return last
         return evaluate(model, self.dataset.val, None, self.device.autocast())
@@ -256,8 +257,7 @@ class Trainer:
             )
         )
         if self.writer.is_due(self.state.step) and not is_last:
-            text = self.writer.write(self.model)
-            self._tell(Sampled(self.state.step, self.writer.prompt, text))
+            self._sample(self.state.step, self.model)
         self._save(is_best)
         self._interval.started += time.perf_counter() - started  # not training time
         return evaluation
@@ -266,6 +266,10 @@ class Trainer:
         """None where the size of the validation text is not known."""
         tokens_per_byte = self.dataset.val_tokens_per_byte
         return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
+
+    def _sample(self, step: int, model: GPT2) -> None:
+        self._tell(Sampled(step, self.writer.prompt, self.writer.write(model)))
+        self._sampled_step = step
 
     def _save(self, is_best: bool) -> None:
         self.state = replace(self.state, elapsed_seconds=self.elapsed_seconds())

@@ -22,7 +22,7 @@ class SampleWriter:
         self.prompt = recipe.run.sample_prompt or opening(dataset)
         self.length = recipe.run.sample_tokens
         self.interval = recipe.train.sample_interval
-        self.options = SamplingOptions(temperature=0.8, top_k=50, seed=recipe.train.seed)
+        self.options = SamplingOptions(temperature=0.7, top_k=50, seed=recipe.train.seed)
         encode_prompt(self.tokenizer, self.prompt)
 
     def is_due(self, step: int) -> bool:
