@@ -1,10 +1,16 @@
-"""Texts and vocabularies that lie beside the repository, where they do."""
+"""The environment of all tests, and the texts that lie beside the repository, where they do."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# As the command does, before anything imports torch: see benchmarks/spinning.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# No test may depend on a network, or wait for one.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
