@@ -258,9 +258,9 @@ def _ask() -> tuple[str, list[str]]:
     base = Recipe.resolve(preset=name)
     answers = []
     for key, question in QUESTIONS:
-        current = base.model.resid_pdrop if key == "dropout" else getattr(base.train, key, None)
-        current = getattr(base.model, key, current) if key != "dropout" else current
-        answer = typer.prompt(f"{question} [{key}]", default=_shown(current), err=True)
-        if answer != _shown(current):
+        section = base.train if hasattr(base.train, key) else base.model
+        current = _shown(getattr(section, key))
+        answer = typer.prompt(f"{question}, {key}", default=current, err=True)
+        if answer != current:
             answers.append(f"{key}={answer}")
     return name, answers

@@ -28,12 +28,12 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The device as its maker calls it."""
+        """A GPU as its maker calls it, a CPU with its threads."""
         if self.torch_device.type == "cuda":
             return torch.cuda.get_device_name(self.torch_device)
-        return {"cpu": f"cpu ({torch.get_num_threads()} threads)"}.get(
-            self.torch_device.type, self.torch_device.type
-        )
+        if self.torch_device.type == "cpu":
+            return f"cpu ({torch.get_num_threads()} threads)"
+        return self.torch_device.type
 
     @property
     def dtype_name(self) -> str:

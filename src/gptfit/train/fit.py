@@ -50,11 +50,6 @@ class Probe:
     recipe: Recipe
     step_seconds: float
 
-    @property
-    def weights(self) -> int:
-        """Parameters without the embeddings."""
-        return count_parameters(self.recipe.model).non_embedding
-
     def tokens_in(self, seconds: float) -> float:
         """Tokens that training sees in this time."""
         tokens_per_step = self.recipe.train.batch_size * self.recipe.model.n_positions
@@ -112,7 +107,7 @@ def _choose(
             say("size: a larger model would learn this text by heart")
             break
         probe = _probe(recipe)
-        if chosen and probe.tokens_in(seconds) < TOKENS_PER_PARAMETER * probe.weights:
+        if chosen and probe.tokens_in(seconds) < TOKENS_PER_PARAMETER * _weights(recipe):
             say(f"size: a larger model ({_shape(recipe)}) would see too few tokens in the time")
             break
         chosen = probe
@@ -209,6 +204,7 @@ def _holds(dataset: TokenDataset, n_positions: int) -> bool:
 
 
 def _weights(recipe: Recipe) -> int:
+    """Parameters without the embeddings."""
     return count_parameters(recipe.model).non_embedding
 
 
