@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # No test may depend on a network, or wait for one.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# What a test measures of this machine is kept apart from what its user has measured.
+CACHE = tempfile.TemporaryDirectory(prefix="gptfit-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,3 +37,17 @@ def tinyshakespeare() -> Path:
 def gpt2_bpe() -> Path:
     """A folder with GPT-2's ``encoder.json`` and ``vocab.bpe``."""
     return _beside_repository("gpt2-bpe")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_speed() -> None:
+    """The speed of the CPU is known: measuring it takes longer than most tests."""
+    from gptfit.config import GPT2Config
+    from gptfit.plan.calibration import Calibration
+    from gptfit.train.calibrate import fingerprint
+    from gptfit.train.device import choose_device
+    from made_up import COSTS
+
+    for width in (64, 256):
+        device = choose_device("cpu", "auto", GPT2Config(n_embd=width, n_head=1))
+        Calibration(fingerprint(device), COSTS, (), 0.0).save()

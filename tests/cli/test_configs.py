@@ -69,17 +69,6 @@ def test_presets_lists_counts_and_names_that_are_off() -> None:
     assert len(call("presets", "--json").json) == len(presets())
 
 
-def test_lint() -> None:
-    assert call("lint", "gpt2", "beta2=0.99").out == "nothing to remark\n"
-    result = call("lint", "gpt2", "attn_pdrop=0.5")
-    assert result.code == 0
-    assert "warning D06" in result.out
-    broken = call("lint", "gpt2", "n_head=10", "dropout=2", "--json")
-    assert broken.code == 2
-    assert {finding["severity"] for finding in broken.json} == {"error"}
-    assert len(broken.json) == 4
-
-
 def test_new_by_flags(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     result = call("new", path, "--preset", "tiny", "n_layer=6", "--lr=2e-4")
@@ -133,9 +122,3 @@ def test_new_and_show_agree(tmp_path: Path) -> None:
     assert call("show", path, "--json").json["origins"]["model.vocab_size"].startswith("preset")
     assert "--time 2m" not in said  # the preset has an end
     assert "--time 2m" in call("new", tmp_path / "endless.toml").err
-
-
-def test_lint_of_a_bare_model_says_nothing_about_training(tmp_path: Path) -> None:
-    GPT2Config(attn_pdrop=0.5).save(tmp_path / "config.json")
-    codes = [finding["code"] for finding in call("lint", tmp_path, "--json").json]
-    assert codes == ["D06"]

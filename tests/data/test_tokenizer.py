@@ -262,7 +262,7 @@ def _with(document: dict[str, Any], **changes: Any) -> str:
 
 
 def documents() -> dict[str, str]:
-    char = json.loads(Tokenizer.char("ab")._document)
+    char = json.loads(Tokenizer.char("ab").document)
     split = char["pre_tokenizer"]
     return {
         "empty": "",

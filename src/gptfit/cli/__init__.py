@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptfit.cli import configs, generating, training
+from gptfit.cli import configs, devices, generating, linting, planning, training
 from gptfit.cli.console import CommandGroup
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def options(
     """Options before the verb."""
 
 
-for module in (training, generating, configs):
+for module in (training, generating, configs, planning, devices, linting):
     module.register(app)
 
 

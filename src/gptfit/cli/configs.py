@@ -1,4 +1,4 @@
-"""The light verbs: show, presets, lint, new. None of them imports torch or numpy."""
+"""The light verbs: show, presets, new. None of them imports torch or numpy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from gptfit.cli.overrides import SETTINGS, split_overrides
 from gptfit.config import Recipe, find_preset, presets
 from gptfit.config.presets import Preset, name_claims
 from gptfit.errors import ConfigError
-from gptfit.plan import lint as linter
+from gptfit.plan.flops import Flops, flops_per_token
 from gptfit.plan.params import LETTERS, ParameterCount, count_parameters
+from gptfit.plan.quantities import BYTES, FLOPS, text_of
+from gptfit.plan.step import TrainingStep
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -26,7 +28,6 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     app.command("show", context_settings=SETTINGS)(show)
     app.command("presets")(list_presets)
-    app.command("lint", context_settings=SETTINGS)(lint)
     app.command("new", context_settings=SETTINGS)(new)
 
 
@@ -43,7 +44,7 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a configuration: every value with its origin, and the parameters by component."""
+    """Show a configuration: values with their origins, parameters, memory and work of training."""
     recipe, kind = read_recipe(what)
     count = count_parameters(recipe.model)
     if as_json:
@@ -51,6 +52,8 @@ def show(
             "recipe": recipe.to_dict(),
             "origins": recipe.origins,
             "parameters": asdict(count),
+            "training_memory": training_memory(count),
+            "flops_per_token": asdict(flops_of(recipe)),
         }
         print_json(values)
         return
@@ -63,6 +66,7 @@ def show(
     if formula:
         console.print(f"\n{LETTERS}, u 1 if untied else 0")
     console.print(f"\n{_conventions(count)}")
+    console.print(f"{_training(recipe, count)}", soft_wrap=True)
 
 
 def read_recipe(arguments: list[str]) -> tuple[Recipe, str]:
@@ -128,6 +132,28 @@ def _conventions(count: ParameterCount) -> str:
     )
 
 
+def training_memory(count: ParameterCount) -> dict[str, int]:
+    """Bytes that training holds whatever the batch: everything in float32, AdamW with two moments."""
+    shares = {"weights_bytes": 4, "gradients_bytes": 4, "optimizer_bytes": 8}
+    parts = {name: size * count.total for name, size in shares.items()}
+    return parts | {"total_bytes": sum(parts.values())}
+
+
+def flops_of(recipe: Recipe) -> Flops:
+    """Operations per token at full context, in the convention of PaLM and nanoGPT."""
+    return flops_per_token(recipe.model, TrainingStep(context=recipe.model.n_positions))
+
+
+def _training(recipe: Recipe, count: ParameterCount) -> str:
+    memory, flops = training_memory(count), flops_of(recipe)
+    forward, both = (text_of(n, FLOPS) for n in (sum(flops.forward.values()), flops.total))
+    return (
+        f"training holds 16 bytes per parameter (weights 4, gradients 4, AdamW's moments 8): "
+        f"{text_of(memory['total_bytes'], BYTES)}, and activations: gptfit plan\n"
+        f"forward {forward}, forward and backward {both} per token"
+    )
+
+
 def list_presets(as_json: Json = False) -> None:
     """List the presets with their exact parameter counts."""
     if as_json:
@@ -170,40 +196,6 @@ def _name_is_off(preset: Preset, total: int) -> str:
     if claim is None or abs(total / claim - 1) <= 0.05:
         return ""
     return f"Really {total / 1e6:.0f}M. "
-
-
-def lint(
-    what: Annotated[
-        list[str],
-        typer.Argument(metavar="WHAT [KEY=VALUE]...", help="As for show."),
-    ],
-    as_json: Json = False,
-) -> None:
-    """Say what is wrong with a configuration; exit code 2 if it cannot run."""
-    try:
-        findings = linter.lint(read_recipe(what)[0])
-    except ConfigError as error:
-        findings = linter.hard_findings(error)
-        if not any(finding.field for finding in findings):
-            raise
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        _print_findings(findings)
-    if any(finding.severity == linter.ERROR for finding in findings):
-        raise typer.Exit(2)
-
-
-def _print_findings(findings: list[linter.Finding]) -> None:
-    console = stdout()
-    colours = {linter.ERROR: "red", linter.WARNING: "yellow", linter.HINT: "cyan"}
-    for finding in findings:
-        colour = colours[finding.severity]
-        text = f" {finding.code} {finding.field}: {finding.message}"
-        text += f"; {finding.fix}" if finding.fix else ""
-        console.print(Text.assemble((finding.severity, colour), text), soft_wrap=True)
-    if not findings:
-        console.print("nothing to remark")
 
 
 def new(

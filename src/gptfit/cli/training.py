@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptfit.cli.console import print_json, stderr, stdout
+from gptfit.cli.console import print_json, stderr, stdout, table
 from gptfit.cli.overrides import SETTINGS, parse_duration, split_overrides
 from gptfit.config import DataConfig, Recipe
 from gptfit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gptfit.data import TextSource, TokenDataset
+    from gptfit.plan.lint import Finding
+    from gptfit.train.forecast import Figures, Fitted
     from gptfit.train.loop import Outcome, Trainer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -42,20 +46,30 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Choose tokenizer and model for a text, this machine and a time; train; show the result."""
-    from gptfit.train.fit import fit as choose_and_start
+    from gptfit.cli.linting import heed
+    from gptfit.train.fit import fit as choose
 
     paths, overrides = split_overrides(text or [])
     seconds = parse_duration(time)
     source = open_text(paths, Recipe.resolve(overrides=overrides).data)
     console = stderr()
-    trainer = choose_and_start(
+    fitted = choose(
         out or free_folder(source.name),
         source,
         seconds,
         overrides,
         lambda reason: console.print(f"• {reason}", soft_wrap=True),
+        lambda recipe, dataset: _warn_of_wishes(heed(recipe, dataset), recipe),
     )
-    run_to_end(trainer, as_json)
+    run_to_end(fitted.trainer, as_json, fitted)
+
+
+def _warn_of_wishes(warnings: Sequence[Finding], recipe: Recipe) -> None:
+    """Of what the user has set; what fit chose, it has measured."""
+    from gptfit.cli.linting import print_warnings
+
+    wishes = {key for key, origin in recipe.origins.items() if origin == "command line"}
+    print_warnings([one for one in warnings if wishes & {one.field, f"model.{one.field}"}])
 
 
 def train(
@@ -72,10 +86,14 @@ def train(
         str | None,
         typer.Option(help="End after this time (90s, 2m, 1h30m); with --resume, this much more."),
     ] = None,
+    ignore: Annotated[
+        str, typer.Option(metavar="CODES", help="Leave these rules of gptfit lint out: D03,R01.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Train a model from scratch by a recipe, or take up a run where it stopped."""
     from gptfit.cli.configs import read_recipe
+    from gptfit.cli.linting import heed, print_warnings
     from gptfit.train import run as runs
     from gptfit.train.loop import require_end
 
@@ -100,8 +118,9 @@ def train(
         kind = {"data.tokenizer": dataset.tokenizer.kind}
         if runs.is_prepared(wanted.data.text) and dataset.tokenizer.kind != "file":
             wanted = wanted.override(kind, "the prepared data")
+        warnings = heed(runs.with_vocabulary(wanted, dataset.tokenizer), dataset, ignore)
         trainer = runs.start(run, wanted, dataset)
-    _print_warnings(trainer.recipe)
+    print_warnings(warnings)
     run_to_end(trainer, as_json)
 
 
@@ -124,15 +143,6 @@ def _dataset(run: Path, recipe: Recipe) -> TokenDataset:
     for note in dataset.notes:
         stderr().print(f"note: {note}", soft_wrap=True)
     return dataset
-
-
-def _print_warnings(recipe: Recipe) -> None:
-    from gptfit.plan.lint import WARNING, lint
-
-    for finding in lint(recipe):
-        if finding.severity == WARNING:
-            text = f"warning: {finding.field}: {finding.message}; {finding.fix}"
-            stderr().print(text, style="yellow", soft_wrap=True)
 
 
 def prepare(
@@ -164,7 +174,7 @@ def prepare(
     data = recipe.data
     source = open_text(paths, data)
     with stderr().status("tokenizing"):
-        made = make_tokenizer(data.tokenizer, data.bpe_vocab_size, source)
+        made = make_tokenizer(data.tokenizer, data.bpe_vocab_size, source, data.val_fraction)
         dataset = prepare_tokens(source, made, out, data.val_fraction)
     if as_json:
         print_json(_dataset_values(dataset))
@@ -206,8 +216,8 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def run_to_end(trainer: Trainer, as_json: bool) -> None:
-    """Train with a progress line, draw the curve, and say what to do next."""
+def run_to_end(trainer: Trainer, as_json: bool, fitted: Fitted | None = None) -> None:
+    """Train with a progress line, draw the curve, hold a forecast to account, say what to do next."""
     from gptfit.cli.progress import ProgressView
     from gptfit.train.interrupt import Interrupt
     from gptfit.train.picture import draw_loss
@@ -215,10 +225,16 @@ def run_to_end(trainer: Trainer, as_json: bool) -> None:
     console, run = stderr(), trainer.run_folder
     with Interrupt() as interrupt, ProgressView(console) as view:
         outcome = trainer.run(view, interrupt)
+    came = fitted.came(outcome) if fitted and not outcome.interrupted else None
     if as_json:
-        print_json(_outcome_values(trainer, outcome))
+        compared = (
+            {"forecast": asdict(fitted.forecast), "came": asdict(came)} if fitted and came else {}
+        )
+        print_json(_outcome_values(trainer, outcome) | compared)
     else:
         _print_summary(trainer, outcome)
+        if fitted and came:
+            _print_comparison(fitted.forecast, came)
     try:
         draw_loss(run, run / "loss.png")
     except OSError as error:
@@ -262,6 +278,22 @@ def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
     ]
     for name, text in lines:
         out.print(f"  {name:<8}{text}", soft_wrap=True)
+
+
+def _print_comparison(forecast: Figures, came: Figures) -> None:
+    """What fit predicted and what came of it."""
+    rows = [
+        ("bits/byte", forecast.bits_per_byte, came.bits_per_byte, "{:.3f}"),
+        ("tokens/s", forecast.tokens_per_second, came.tokens_per_second, "{:,.0f}"),
+        ("seconds", forecast.seconds, came.seconds, "{:,.0f}"),
+        ("MiB of memory", forecast.memory_bytes / 2**20, came.memory_bytes / 2**20, "{:,.0f}"),
+    ]
+    result = table("", "predicted", "came", "ratio", right=("predicted", "came", "ratio"))
+    for name, predicted, value, form in rows:
+        if predicted and value:
+            ratio = f"{value / predicted:.2f}"
+            result.add_row(f"  {name}", form.format(predicted), form.format(value), ratio)
+    stdout().print(result)
 
 
 def _resume_command(trainer: Trainer, outcome: Outcome) -> str:

@@ -184,7 +184,8 @@ class _Layer:
 def _build(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     """The sections and the origin of each value, later layers above earlier ones."""
     problems = [_placed(fault, layer.origin) for layer in layers for fault in layer.problems]
-    sections, origins = {}, {}
+    sections: dict[str, Any] = {}
+    origins = {}
     for title, cls in SECTIONS.items():
         merged: dict[str, Any] = {}
         came_from: dict[str, str] = {}
@@ -205,9 +206,18 @@ def _build(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             follows = name in sections[title].following
             origin = f"follows {cls.FOLLOWS[name][0]}" if follows else came_from.get(name, DEFAULT)
             origins[f"{title}.{name}"] = origin
+    if not problems:
+        problems += _between_sections(sections["model"], sections["run"])
     if problems:
         raise ConfigError(problems)
     return sections, origins
+
+
+def _between_sections(model: GPT2Config, run: RunConfig) -> Iterator[Problem]:
+    """What each section allows, but not both together."""
+    if run.checkpointed_blocks > model.n_layer:
+        message = f"checkpointed_blocks={run.checkpointed_blocks} of n_layer={model.n_layer}"
+        yield Problem("run.checkpointed_blocks", message, f"use at most {model.n_layer}")
 
 
 def _placed(problem: Problem, origin: str, title: str = "") -> Problem:

@@ -171,11 +171,17 @@ class RunConfig(Section):
 
     ``device`` is auto, cpu, cuda, cuda:N or mps. ``pad_vocab_to_multiple`` None lets the trainer
     decide, 1 is none. ``keep_checkpoints`` counts the latest ones; the best one is kept besides.
+
+    Two ways to train the same model in less memory: the backward pass recomputes the activations of
+    the first ``checkpointed_blocks`` blocks, at up to a third more time; the loss takes the tokens in
+    ``loss_chunks`` parts, of which only one has its logits in memory.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     pad_vocab_to_multiple: int | None = None
+    checkpointed_blocks: int = 0
+    loss_chunks: int = 1
     keep_checkpoints: int = 2
     sample_prompt: str = ""
     sample_tokens: int = 200
@@ -187,8 +193,9 @@ class RunConfig(Section):
             yield Problem("device", f"device={shown(self.device)} is not known", fix)
         yield from checks.one_of(self, "dtype", DTYPES)
         yield from checks.at_least(self, 1, "pad_vocab_to_multiple", "keep_checkpoints")
+        yield from checks.at_least(self, 1, "loss_chunks")
+        yield from checks.at_least(self, 0, "checkpointed_blocks", "sample_tokens")
         yield from checks.at_most(self, {"pad_vocab_to_multiple": 2**16})
-        yield from checks.at_least(self, 0, "sample_tokens")
 
 
 SECTIONS: Mapping[str, type[Section]] = {

@@ -1,5 +1,6 @@
 """Text to tokens to batches."""
 
+from gptfit.data.compression import Vocabulary, compressed_bits, vocabularies
 from gptfit.data.meta_pickle import read_meta_pkl
 from gptfit.data.preparation import prepare
 from gptfit.data.sampler import IGNORED, Sampler, consecutive_windows
@@ -17,9 +18,12 @@ __all__ = [
     "TextSummary",
     "TokenDataset",
     "Tokenizer",
+    "Vocabulary",
+    "compressed_bits",
     "consecutive_windows",
     "default_bpe_vocab_size",
     "make_tokenizer",
     "prepare",
     "read_meta_pkl",
+    "vocabularies",
 ]

@@ -112,6 +112,17 @@ class TextSource:
         for read in self._readers:
             yield from read()
 
+    def beginning(self, share: float) -> Iterator[str]:
+        """The chunks of the first ``share`` of the text's bytes, the documents one behind another."""
+        left = int(self.total_bytes * share)
+        for chunk in (chunk for document in self.documents() for chunk in document):
+            content = chunk.encode("utf-8")[:left]
+            left -= len(content)
+            if content:
+                yield content.decode("utf-8", errors="ignore")  # half a character at the cut
+            if not left:
+                return
+
     @cached_property
     def summary(self) -> TextSummary:
         """Size and hash, from one pass over the whole text, which finds its faults."""

@@ -38,8 +38,8 @@ class Tokenizer:
     """
 
     def __init__(self, document: str, eos_token: str | None = None, source: str = "") -> None:
-        """From the text of a ``tokenizer.json``; ``source`` names it in errors."""
-        self._document = document
+        """From ``document``, the text of a ``tokenizer.json``; ``source`` names it in errors."""
+        self.document = document
         self._backend = _parse(document, source)
         self._values: dict[str, Any] = json.loads(document)
         characters = character_vocabulary(self._values)
@@ -140,7 +140,7 @@ class Tokenizer:
         }
         if self.eos_token is not None:
             config |= {"bos_token": self.eos_token, "eos_token": self.eos_token}
-        Path(folder, TOKENIZER_FILE).write_text(self._document, encoding="utf-8")
+        Path(folder, TOKENIZER_FILE).write_text(self.document, encoding="utf-8")
         text = json.dumps(config, indent=2) + "\n"
         Path(folder, CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -208,7 +208,7 @@ class Tokenizer:
     @cached_property
     def _special_backend(self) -> Backend:
         # The switch belongs to the whole backend, which other threads may be using: so, a second one.
-        backend = _parse(self._document, "")
+        backend = _parse(self.document, "")
         backend.encode_special_tokens = False
         return backend
 

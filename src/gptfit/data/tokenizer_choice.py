@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from gptfit.data.text import TextSource
@@ -14,10 +13,14 @@ SMALLEST_BPE, LARGEST_BPE = 512, 32768
 BYTES_PER_BPE_TOKEN = 256
 
 
-def make_tokenizer(spec: str, bpe_vocab_size: int | None, text: TextSource) -> Tokenizer:
+def make_tokenizer(
+    spec: str, bpe_vocab_size: int | None, text: TextSource, val_fraction: float = 0.0
+) -> Tokenizer:
     """``spec`` is auto, char, bpe, gpt2, or a path that ``Tokenizer.load`` takes.
 
-    auto is char for a short text and bpe, of a size that fits the text, for any other.
+    auto is char for a short text and bpe, of a size that fits the text, for any other. A bpe is
+    learned from the text without its last ``val_fraction``: a vocabulary that has seen the
+    validation text spells it in fewer tokens than it will any other.
     """
     if spec == "auto":
         is_short = text.total_bytes < AUTO_CHAR_BYTES
@@ -28,7 +31,7 @@ def make_tokenizer(spec: str, bpe_vocab_size: int | None, text: TextSource) -> T
         return Tokenizer.gpt2()
     if spec == "bpe":
         size = bpe_vocab_size or default_bpe_vocab_size(text.total_bytes)
-        return Tokenizer.train_bpe(_chunks(text), size)
+        return Tokenizer.train_bpe(text.beginning(1 - val_fraction), size)
     return Tokenizer.load(Path(spec))
 
 
@@ -40,8 +43,3 @@ def default_bpe_vocab_size(text_bytes: int) -> int:
     """
     size = min(max(text_bytes // BYTES_PER_BPE_TOKEN, SMALLEST_BPE), LARGEST_BPE)
     return 1 << (size.bit_length() - 1)
-
-
-def _chunks(text: TextSource) -> Iterator[str]:
-    text.summary  # noqa: B018  (finds the faults of the text before the trainer swallows them)
-    return (chunk for document in text.documents() for chunk in document)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptfit.config import GPT2Config
 from gptfit.data import IGNORED, consecutive_windows
 from gptfit.model import GPT2
 
@@ -45,7 +46,7 @@ def evaluate(
     Draws no random numbers, so evaluating more often does not change a training run.
     """
     block_size = model.config.n_positions
-    batch_size = max(1, min(64, LOGITS_LIMIT // (block_size * model.config.vocab_size)))
+    batch_size = evaluation_batch_size(model.config)
     device = model.wte.weight.device
     was_training = model.training
     model.eval()
@@ -58,3 +59,8 @@ def evaluate(
             count += scored
     model.train(was_training)
     return Evaluation(total / count, count)
+
+
+def evaluation_batch_size(config: GPT2Config) -> int:
+    """How many windows are scored at once."""
+    return max(1, min(64, LOGITS_LIMIT // (config.n_positions * config.vocab_size)))

@@ -7,10 +7,13 @@ from typing import overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptfit.config import GPT2Config
+from gptfit.errors import ConfigError, Problem
 from gptfit.model.kv_cache import KVCache
 from gptfit.model.layers import Embedding, Linear, TransformerBlock
+from gptfit.model.loss import chunked_cross_entropy
 from gptfit.plan.manifest import manifest
 
 
@@ -30,6 +33,7 @@ class GPT2(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.checkpointed_blocks, self.loss_chunks = 0, 1
         V, C = round_up(config.vocab_size, pad_vocab_to_multiple), config.n_embd
         self.wte = Embedding(V, C)
         self.wpe = Embedding(config.n_positions, C)
@@ -45,6 +49,19 @@ class GPT2(nn.Module):
         """Let the head share the token embedding, where the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
+
+    def spare_memory(self, checkpointed_blocks: int = 0, loss_chunks: int = 1) -> None:
+        """Train in less memory, to the same result.
+
+        The backward pass recomputes the first ``checkpointed_blocks`` blocks instead of keeping
+        their activations (Chen et al. 2016, arXiv 1604.06174). The loss takes the tokens of a batch
+        in ``loss_chunks`` parts, so that only one part's logits exist at a time.
+        """
+        if checkpointed_blocks > self.config.n_layer:
+            message = f"checkpointed_blocks={checkpointed_blocks} of n_layer={self.config.n_layer}"
+            fix = f"use at most {self.config.n_layer}"
+            raise ConfigError(Problem("run.checkpointed_blocks", message, fix))
+        self.checkpointed_blocks, self.loss_chunks = checkpointed_blocks, loss_chunks
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -113,8 +130,12 @@ class GPT2(nn.Module):
             positions = torch.arange(past, past + T, device=idx.device)
         allowed = attention_mask(mask, T, past, idx.device)
         x = self.drop(self.wte(idx) + self.wpe(positions))
-        for block in self.h:
-            x = block(x, allowed, cache)
+        recomputed = self.checkpointed_blocks if self.training and cache is None else 0
+        for layer, block in enumerate(self.h):
+            if layer < recomputed:
+                x = checkpoint(block, x, allowed, use_reentrant=False)
+            else:
+                x = block(x, allowed, cache)
         if cache is not None:
             cache.advance(T)
         return self.ln_f(x)
@@ -125,6 +146,14 @@ class GPT2(nn.Module):
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of hidden states (B, T, C) against targets (B, T)."""
+        if self.loss_chunks > 1:
+            return chunked_cross_entropy(
+                x.flatten(0, 1),
+                self.lm_head.weight,
+                targets.flatten(),
+                self.loss_chunks,
+                self.config.vocab_size,
+            )
         logits = self.logits(x).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

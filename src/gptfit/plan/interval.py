@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Interval:
     """``best`` is the expected value; the true one is meant to lie between ``low`` and ``high``.
 
-    >>> Interval.around(100.0, 0.1) + Interval.exactly(5.0)
-    Interval(low=95.0, best=105.0, high=115.0)
+    >>> Interval.around(100.0, 0.5) + Interval.exactly(5.0)
+    Interval(low=55.0, best=105.0, high=155.0)
     """
 
     low: float

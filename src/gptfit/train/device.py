@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gptfit.config import GPT2Config
+from gptfit.config import GPT2Config, Recipe
 from gptfit.errors import ConfigError, Problem
-from gptfit.plan.hardware import bf16_peak_flops
-from gptfit.plan.params import count_parameters
-
-# Below this width the casts cost a CPU more than its bf16 instructions save: measured with 2 cores
-# and AMX, nanoGPT's 128-wide model takes 34 ms a step in fp32 and 42 in bf16, at 384 wide 647 and 319.
-BF16_MIN_WIDTH_ON_CPU = 256
+from gptfit.plan.hardware import bf16_peak_flops, this_cpu
+from gptfit.plan.memory import NO, largest_micro_batch, memory_ledger, verdict
+from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -69,19 +65,32 @@ def choose_device(name: str, dtype: str, config: GPT2Config) -> Device:
     return Device(device, getattr(torch, dtype))
 
 
-def require_memory(config: GPT2Config, device: Device) -> None:
-    """Refuse a model whose weights, gradients and two moments alone exceed the device's memory."""
-    needed = 16 * count_parameters(config).total
+def usable_bytes(device: Device) -> int:
+    """What a training may take: a GPU's free memory, or what this machine can lend a process."""
     if device.torch_device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device.torch_device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        message = (
-            f"{count_parameters(config).total:,} parameters need {needed / 1e9:,.0f} GB for weights, "
-            f"gradients and AdamW, and {device.name} has {memory / 1e9:,.0f} GB"
-        )
-        raise ConfigError(Problem("model.n_layer", message, "choose a smaller model"))
+        return torch.cuda.mem_get_info(device.torch_device)[0]
+    return this_cpu().usable_bytes
+
+
+def require_memory(recipe: Recipe, device: Device) -> None:
+    """Refuse a training that will not fit, with the changes that would make it fit."""
+    step = TrainingStep.gptfit(recipe, device.torch_device.type, device.dtype_name)
+    ledger = memory_ledger(recipe.model, step)
+    usable = usable_bytes(device)
+    if verdict(ledger.total, usable) != NO:
+        return
+    message = (
+        f"a training step needs about {ledger.total.best / 1e9:,.1f} GB and {device.name} has "
+        f"{usable / 1e9:,.1f} GB"
+    )
+    raise ConfigError(Problem("train.micro_batch_size", message, _way_out(recipe, step, usable)))
+
+
+def _way_out(recipe: Recipe, step: TrainingStep, usable: int) -> str:
+    if size := largest_micro_batch(recipe.model, step, usable):
+        fits = next(part for part in range(size, 0, -1) if recipe.train.batch_size % part == 0)
+        return f"micro_batch_size={fits} fits"
+    return "choose a smaller model; `gptfit plan` shows what each part takes"
 
 
 def _available(name: str) -> str:

@@ -19,6 +19,7 @@ from gptfit.generate import Evaluation, evaluate
 from gptfit.model import GPT2
 from gptfit.plan.flops import training_flops_per_token
 from gptfit.plan.params import count_parameters
+from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.checkpoint import CheckpointStore, TrainingState
 from gptfit.train.device import Device
 from gptfit.train.events import (
@@ -96,6 +97,7 @@ class Trainer:
         self.recipe = recipe
         self.dataset = dataset
         self.model = model
+        self.model.spare_memory(recipe.run.checkpointed_blocks, recipe.run.loss_chunks)
         self.device = device
         self.optimizer = make_optimizer(model, recipe.train)
         self.sampler = Sampler(
@@ -105,9 +107,12 @@ class Trainer:
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
         self._started: float | None = None
+        self._logged = (0, 0.0)
         self._sampled_step: int | None = None
         self.writer = SampleWriter(recipe, dataset, device)
         require_end(recipe.train)
+        if device.torch_device.type == "cpu":
+            keep_freed_pages()
 
     def restore(self) -> None:
         """Continue from the run's last checkpoint, whose weights the model already has."""
@@ -178,6 +183,11 @@ class Trainer:
         """Tokens that one optimizer step sees."""
         return self.recipe.train.batch_size * self.recipe.model.n_positions
 
+    def tokens_per_second(self) -> float:
+        """Mean speed of this process's steps, without evaluations and checkpoints."""
+        steps, seconds = self._logged
+        return steps * self.tokens_per_step / seconds if steps else 0.0
+
     def _step(self) -> None:
         train = self.recipe.train
         rate = learning_rate(train, self.state.step, self.progress())
@@ -215,6 +225,8 @@ class Trainer:
 
     def _log(self) -> None:
         interval = self._interval
+        steps, seconds = self._logged
+        self._logged = steps + interval.steps, seconds + interval.seconds()
         rate = interval.steps * self.tokens_per_step / interval.seconds()
         peak = self.device.peak_flops
         mfu = rate * training_flops_per_token(self.recipe.model) / peak if peak else None

@@ -53,7 +53,7 @@ def start(run: Path, recipe: Recipe, dataset: TokenDataset) -> Trainer:
     recipe = with_vocabulary(recipe, dataset.tokenizer)
     dataset.require_context(recipe.model.n_positions)
     device = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
-    require_memory(recipe.model, device)
+    require_memory(recipe, device)
     generator = torch.Generator().manual_seed(recipe.train.seed)
     model = GPT2(recipe.model, vocab_multiple(recipe, device), generator)
     trainer = Trainer(run, recipe, dataset, model.to(device.torch_device), device)
@@ -142,7 +142,7 @@ def prepare_data(
     run: Path, data: DataConfig, text: TextSource, progress: Callable[[float], None] | None = None
 ) -> TokenDataset:
     """Tokenize ``text`` into the run's folder; data prepared there from the same text is reused."""
-    tokenizer = make_tokenizer(data.tokenizer, data.bpe_vocab_size, text)
+    tokenizer = make_tokenizer(data.tokenizer, data.bpe_vocab_size, text, data.val_fraction)
     return prepare(text, tokenizer, run / DATA, data.val_fraction, progress)
 
 
@@ -205,6 +205,8 @@ CONTINUABLE = {
     "run": {
         "device",
         "dtype",
+        "checkpointed_blocks",
+        "loss_chunks",
         "keep_checkpoints",
         "sample_prompt",
         "sample_tokens",
