@@ -44,6 +44,12 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {"model", "tokenizer", "config"} <= set(namespace)
 
 
+def test_plan_is_what_is_printed() -> None:
+    command = next(line for line in COMMANDS if line.startswith("gptfit plan gpt2 "))
+    printed = call(*shlex.split(command)[1:]).out
+    assert "\n".join(line.rstrip() for line in printed.splitlines()) in README
+
+
 def test_error_example_is_what_is_printed() -> None:
     example = re.search(r">>> (GPT2Config\(.*\))\nConfigError: (.*?)```", README, re.DOTALL)
     assert example is not None

@@ -330,3 +330,15 @@ def test_show_json_has_memory_and_work() -> None:
     forward = sum(flops["forward"].values())
     assert sum(flops["backward"].values()) == 2 * forward
     assert forward == 2 * (12 * 12 * 768**2 + 50257 * 768) + 4 * 12 * 1024 * 768
+
+
+def test_less_memory_than_the_device_has() -> None:
+    options = ["plan", "gpt2", "--device", "rtx4090"]
+    whole, part = call(*options, "--json").json, call(*options, "--memory", "12GB", "--json").json
+    assert (whole["verdict"], part["verdict"]) == ("FITS", "NO")
+    assert part["usable_bytes"] == 12_000_000_000
+    assert call(*options, "--memory", "1TB", "--json").json["usable_bytes"] == whole["usable_bytes"]
+    for wrong in ("12", "-1GB", "12 potatoes", "0GB"):
+        result = call(*options, "--memory", wrong)
+        assert result.code == 2
+        assert "such as 8GB or 7.5GiB" in result.err

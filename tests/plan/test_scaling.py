@@ -23,6 +23,7 @@ from gptfit.plan.scaling import (
 
 FACTS = Facts(
     width=256,
+    depth=4,
     weights=3e6,
     context=64,
     vocab_size=1024,
@@ -85,7 +86,7 @@ def test_arrays_and_numbers_agree() -> None:
 def test_large_texts_follow_besiroglu() -> None:
     """What is left beside size and time is small, and so the loss is near that of the power law."""
     facts = Facts(
-        width=768, weights=124e6, context=1024, vocab_size=32_000, tokens=2.5e9,
+        width=768, depth=12, weights=124e6, context=1024, vocab_size=32_000, tokens=2.5e9,
         unique_tokens=1e12, tokens_per_byte=1 / 4.3, step_tokens=1,
     )  # fmt: skip
     nats_per_token = BESIROGLU.loss(124e6, 2.5e9)

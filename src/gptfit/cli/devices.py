@@ -63,6 +63,11 @@ def this_machine() -> list[DeviceSpec]:
         return [hardware.this_cpu()]
 
 
+def is_here(device: DeviceSpec) -> bool:
+    """Whether it is this machine's, of whose memory there may be less to use."""
+    return any(device.name == here.name for here in this_machine())
+
+
 def _device_row(device: DeviceSpec) -> list[str]:
     usable = f"{device.usable_bytes / hardware.GIB:.1f}"
     return [

@@ -9,7 +9,16 @@ from gptfit.config.overrides import locate, parse_overrides
 from gptfit.errors import ConfigError, did_you_mean
 
 OPTIONS = ["--data", "--force", "--formula", "--help", "--json", "--out", "--preset", "--resume"]
-OPTIONS += ["--time", "--tokenizer", "--device", "--batch-size", "--tokens", "--price", "--style"]
+OPTIONS += [
+    "--time",
+    "--tokenizer",
+    "--device",
+    "--memory",
+    "--batch-size",
+    "--tokens",
+    "--price",
+    "--style",
+]
 OPTIONS += ["--compile", "--calibrate", "--pilot", "--verify", "--picture", "--explain", "--fix"]
 OPTIONS += ["--from", "--ignore", "--program", "--sarif", "--select"]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}

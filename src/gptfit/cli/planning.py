@@ -12,7 +12,7 @@ import typer
 
 from gptfit.cli.configs import read_recipe
 from gptfit.cli.console import print_json, stderr, stdout
-from gptfit.cli.devices import this_machine
+from gptfit.cli.devices import is_here
 from gptfit.cli.overrides import SETTINGS, parse_duration
 from gptfit.config import Recipe
 from gptfit.errors import ConfigError, Problem, did_you_mean
@@ -50,6 +50,9 @@ def plan(
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="The device: gptfit devices. [default: this machine's]")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Use no more of the device than this: 8GB, 7.5GiB.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Sequences at once (the micro-batch).")
@@ -92,6 +95,8 @@ def plan(
     if picture:
         require_picture(picture)
     spec = hardware.find_device(device) if device else hardware.this_device()
+    if memory:
+        spec = replace(spec, usable_bytes=min(spec.usable_bytes, parse_memory(memory)))
     money = parse_price(price) if price else None
     if data:
         answer(Question(what or [], data, time, spec, money, out, pilot), picture, as_json)
@@ -168,13 +173,13 @@ def measured_here(device: DeviceSpec, recipe: Recipe, again: bool) -> Calibratio
         from gptfit.train.calibrate import calibrate
         from gptfit.train.device import choose_device
 
-        if device not in this_machine():
+        if not is_here(device):
             message = f"--calibrate measures the device it runs on, and {device.name} is not here"
             raise ConfigError(Problem("calibrate", message, "leave it out"))
         kind = torch_kind(device)
         here = choose_device(kind, dtype_of(recipe, device), recipe.model)
         return calibrate(here, lambda line: stderr().print(f"• {line}", soft_wrap=True))
-    if device.kind != hardware.CPU or device not in this_machine():
+    if device.kind != hardware.CPU or not is_here(device):
         return None
     return load(Fingerprint.of_cpu(dtype_of(recipe, device)))
 
@@ -201,6 +206,24 @@ def parse_tokens(text: str) -> float:
         fix = "write a positive number, such as 300M or 2.5e9"
         raise ConfigError(Problem("tokens", f"tokens={text!r} is no number of tokens", fix))
     return count
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of an amount of memory.
+
+    >>> parse_memory("8GB"), parse_memory("0.5 GiB")
+    (8000000000, 536870912)
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])(i?)B", text.strip(), re.IGNORECASE)
+    count = 0.0
+    if found:
+        count = float(found[1]) * (1024 if found[3] else 1000) ** (
+            "KMGT".index(found[2].upper()) + 1
+        )
+    if count < 1:
+        fix = "write an amount with its unit, such as 8GB or 7.5GiB"
+        raise ConfigError(Problem("memory", f"memory={text!r} is no amount of memory", fix))
+    return int(count)
 
 
 def parse_price(text: str) -> Price:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gptfit.cli.console import print_json, stderr, stdout, table
-from gptfit.cli.devices import this_machine
+from gptfit.cli.devices import is_here
 from gptfit.cli.overrides import parse_duration, split_overrides
 from gptfit.config import Recipe
 from gptfit.errors import ConfigError, Problem
@@ -60,7 +60,7 @@ class Question:
         text = shlex.join(self.data)
         if self.out:
             return f"gptfit train {shlex.quote(str(self.out))} --data {text}"
-        if self.device in this_machine():
+        if is_here(self.device):
             return f"gptfit fit {text} --time {self.time}"
         return "write the recipe, with --out recipe.toml"
 
@@ -100,13 +100,15 @@ def search_models(question: Question) -> tuple[SearchResult, Recipe]:
     text = open_text(list(question.data), recipe.data)
     say(f"text: {text.description}, {text.total_bytes:,} bytes")
     choices = vocabularies(text, recipe.data)
-    if device in this_machine():
+    if is_here(device):
         machine = measured_machine(recipe.override({"run.device": device.kind}), say)
+        usable = min(machine.usable_bytes, device.usable_bytes)
+        machine = replace(machine, usable_bytes=usable)
     else:
         machine = machine_of(device, recipe)
     law = law_for(text.total_bytes)
     if question.pilot:
-        if device not in this_machine():
+        if not is_here(device):
             raise ConfigError(f"--pilot trains on {device.name}, which is not here; leave it out")
         shortly = parse_duration(question.pilot)
         law = fit_to_pilots(law, recipe, text, choices, machine, shortly, say)
@@ -144,7 +146,6 @@ def require_new(path: Path) -> None:
 
 def print_search(console: Console, result: SearchResult, question: Question) -> None:
     """The ranked few, cheaper ones, what would help, and what to do."""
-    best = result.best[0]
     asked = question.seconds()
     time = text_of(asked, SECONDS)
     console.print(

@@ -22,9 +22,6 @@ from gptfit.train.calibrate import this_machine
 from gptfit.train.device import choose_device
 from gptfit.train.forecast import Figures, Fitted, memory_bytes
 
-EPOCHS_WITHOUT_DECAY = 2
-"""A text that is read more often is learned by heart, which ten times the usual weight decay prevents
-(arXiv 2605.01640; docs/lab-book.md)."""
 SHORTEST_CONTEXT = 8
 EVALUATIONS = 8
 WITHOUT_LAST_EVALUATION = 0.95
@@ -60,17 +57,18 @@ def fit(
         found = find(base, text, choices, machine, budget)
         best = found.best[0]
         tokenizer = next(item for item in choices if item.size == best.vocab_size)
-        dataset = _prepare(run, text, base.override(tokenizer.values, "fit"), say)
+        base = base.override(tokenizer.values, "fit")
+        dataset = _prepare(run, text, base, say)
         enough = min(left(), best.seconds / STEPS_SHARE)
         recipe = recipe_for(best, base, enough).named(text.name).override(overrides)
+        recipe = runs.with_vocabulary(recipe, dataset.tokenizer)
         _explain(found, recipe, budget, say)
-        check(runs.with_vocabulary(recipe, dataset.tokenizer), dataset)
+        check(recipe, dataset)
         forecast = Figures(
             best.bits_per_byte,
             best.tokens_per_second,
             seconds,
-            memory_bytes()
-            + _step_bytes(recipe, dataset, best.dtype),  # the process has some already
+            memory_bytes() + _step_bytes(recipe, best.dtype),  # the process has some already
         )
         return Fitted(runs.start(run, recipe, dataset), forecast, started)
 
@@ -93,7 +91,7 @@ def find(
 
 
 def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
-    """The candidate with its learning rate, budget, warm-up, intervals and dropout."""
+    """The candidate with its learning rate, weight decay, budget, warm-up and intervals."""
     steps = max(1, best.steps)
     rate = round(0.032 / math.sqrt(best.n_embd), 5)  # 2e-3 at width 256
     values: dict[str, Any] = {
@@ -107,8 +105,7 @@ def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
         # A shorter warm-up at these rates leaves the model on a plateau for the rest of the run.
         "train.warmup_steps": min(200, max(50, steps // 20), steps // 4),
         "train.beta2": 0.99,
-        # Weight decay costs nothing where dropout would cost a CPU a third of its speed.
-        "train.weight_decay": 1.0 if best.epochs > EPOCHS_WITHOUT_DECAY else 0.1,
+        "train.weight_decay": weight_decay(best.epochs),
         "train.eval_interval": max(1, steps // EVALUATIONS),
         "train.eval_tokens": max(4096, round(best.tokens / 40)),
         "train.log_interval": max(1, min(20, steps // 50)),
@@ -118,9 +115,20 @@ def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
     return base.override(values, "fit")
 
 
-def _step_bytes(recipe: Recipe, dataset: TokenDataset, dtype: str) -> float:
+def weight_decay(epochs: float) -> float:
+    """A text that is read often is learned by heart unless the weights decay faster than usual.
+
+    Ten times the usual decay cuts that by two thirds (arXiv 2605.01640); where it sets in and where it
+    ends was tried (docs/lab-book.md). Dropout would cost a CPU a third of its speed.
+
+    >>> weight_decay(2), weight_decay(7.5), weight_decay(30)
+    (0.1, 1.0, 2.0)
+    """
+    return round(min(2.0, max(0.1, 0.4 * (epochs - 5))), 2)
+
+
+def _step_bytes(recipe: Recipe, dtype: str) -> float:
     """What a training step is expected to take."""
-    recipe = runs.with_vocabulary(recipe, dataset.tokenizer)
     kind = choose_device(recipe.run.device, dtype, recipe.model).torch_device.type
     return memory_ledger(recipe.model, TrainingStep.gptfit(recipe, kind, dtype)).total.best
 

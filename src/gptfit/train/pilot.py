@@ -67,6 +67,7 @@ def _run(
         assert bits is not None
         facts = Facts(
             width=candidate.n_embd,
+            depth=candidate.n_layer,
             weights=count_parameters(trainer.recipe.model).non_embedding,
             context=candidate.n_positions,
             vocab_size=candidate.vocab_size,

@@ -1,7 +1,8 @@
 """The activation function between the two linear layers of the feed-forward part, on the tape.
 
 Each is a little programme: "+a" takes a tensor, "-a" frees it, in the order of the operations that
-the function is written in; ":4" and ":1" are its bytes where they are not those of a matrix product.
+the function is written in; "~a" frees it under a checkpoint, which lets go of it sooner than autograd.
+":4" and ":1" are a tensor's bytes where they are not those of a matrix product.
 The input is x, the output y, their gradients dx and dy.
 """
 
@@ -18,8 +19,8 @@ NAMES = {"x": X, "y": Y, "dx": DX, "dy": DY}
 READS_INPUT = ("+y", "+dx -dy -x")
 READS_OUTPUT = ("+y -x", "+dx -dy -y")
 COMPOSITE_GELU = (
-    "+a +b +c -b +d -c +e -d +w +f +g +y -e -x",
-    "+i +k -dy -g -w +l -k -f +m -l +q -m +r +t -r -q -a +dx -t -i",
+    "+b +c -b +d -c +e -d +w +f +g ~f +y ~w ~g -e",
+    "+i +k -dy -g -w +l -k -f +m -l +q -m +r +t -r -q -x +dx -t -i",
 )
 """0.5 * x * (1 + tanh(√(2/π) * (x + 0.044715 * x**3)))"""
 
@@ -28,9 +29,9 @@ PROGRAMMES = {
     "relu": READS_OUTPUT,
     "tanh": READS_OUTPUT,
     "sigmoid": READS_OUTPUT,
-    "linear": ("x=y", "dy=dx -y"),
+    "linear": ("x=y", "dy=dx"),
     "gelu_10": ("+a +y", "+i:1 +j:1 +b -i -j -dy -a +dx -b -x"),
-    "laplace": ("+a +b -a +c +d -c +y -d -x", "+e -dy +f +g +h +i +j -i -h -g -f -e -b +dx -j"),
+    "laplace": ("+a +b -a +c ~b +d -c +y -d -x", "+e -dy +f +g +h +i +j -i -h -g -f -e -b +dx -j"),
     "quick_gelu": ("+a +b -a +y", "+dx +e -dy -x +f -e -b +g -f -g"),
     "relu2": ("+a +y -x", "+p +q +r -q -p -dy +dx -r -a"),
     "sqrtsoftplus": ("+a +y -a", "+e +f -e -dy -y +dx -f -x"),
@@ -39,11 +40,11 @@ PROGRAMMES = {
 
 RAISED = {
     "composite gelu": (
-        "+a:4 +b:4 +c:4 -b +d:4 -c +e:4 -d +w +f:4 +g:4 +h:4 -e +y -h -x",
-        "+o:4 -dy +i:4 +k:4 +j -i -o -g -w +l:4 -k -f +m:4 -l +u +q:4 -m +r:4 +t:4 -r -q -a +dx -t -u -j",
+        "+a:4 +b:4 ~a +c:4 -b +d:4 -c +e:4 -d +w +f:4 +g:4 ~f +h:4 ~w ~g -e -x +y -h",
+        "+o:4 -dy +i:4 +k:4 ~g ~w +j -i -o -g -w +l:4 -k -f +m:4 -l +u +q:4 -m +r:4 +t:4 -r -q -a +dx -t -u -j",
     ),
-    "relu2": ("+a +b:4 +c:4 +y -c -x", "+d:4 -dy +p:4 +q:4 +r:4 -q -p -d -b +o -r +dx -o -a"),
-    "sqrtsoftplus": ("+b:4 +a:4 +c:4 -a -x +y", "+d:4 -dy +e:4 +f:4 -e -d -c +g:4 -f -b +dx -g"),
+    "relu2": ("+a +b:4 +c:4 ~a ~b -x +y -c", "+d:4 -dy +p:4 +q:4 +r:4 -q -p -d -b +o -r +dx -o -a"),
+    "sqrtsoftplus": ("+b:4 +a:4 ~b +c:4 -a -x +y", "+d:4 -dy +e:4 +f:4 -e -d -c +g:4 -f -b +dx -g"),
 }
 """The same where CUDA's autocast raises an operation to float32."""
 
@@ -93,8 +94,11 @@ class Activation:
                 continue
             letter, _, size = word[1:].partition(":")
             name = NAMES.get(letter, f"stage {letter} of the activation")
-            if word[0] == "-":
-                tape.free(name)
+            if word[0] == "~":
+                tape.used(name)
+            elif word[0] == "-":
+                if name in tape.held or not tape.forgets:
+                    tape.free(name)
             else:
                 tape.take(name, component, f"n·{size or 's'}·F", SOURCES.get(letter, name))
 

@@ -76,8 +76,7 @@ class Padded(Attention):
         tape.take("wide q, k, v", ACTIVATIONS, "n·2·3·H·d", "queries, keys and values, wider")
         tape.take("wide output", ACTIVATIONS, "n·2·H·d", "output of attention, wider")
         self.statistics(tape)
-        size = "n·s·C" if self.case.config.n_head > 1 else "0"  # one head is a view
-        tape.take(OUTPUT, ACTIVATIONS, size, "output of attention")
+        tape.take(OUTPUT, ACTIVATIONS, "h·n·s·C", "output of attention, a view if of one head")
 
     def leave(self, tape: Tape) -> None:
         """The function returns; its derivative reads the copies."""
@@ -98,7 +97,11 @@ class Padded(Attention):
 class Unfused(Attention):
     """Every stage of the scores is a tensor. As it stands: torch's own fall-back for dropout on a
     CPU, all in float32 (aten/src/ATen/native/transformers/attention.cpp,
-    ``_scaled_dot_product_attention_math``)."""
+    ``_scaled_dot_product_attention_math``).
+
+    Products copy operands to be contiguous, but those of one sequence or one head (w is 0) are
+    contiguous enough: the derivative reads a view instead, and what it is a view of stays.
+    """
 
     shares_output = False
     keeps_qkv = False
@@ -107,33 +110,49 @@ class Unfused(Attention):
     coarse = "4"
     """Bytes of a weight, when it meets its value."""
 
+    @property
+    def values(self) -> str | None:
+        """What the values are a view of and queries and keys are not."""
+        return "v in float32" if self.case.autocast else "q, k, v"
+
     def forward(self, tape: Tape) -> None:
         """Scores, softmax, dropout, sum over values."""
         if self.case.autocast:
-            tape.take("q, k, v in float32", TRANSIENTS, "n·12·C")
+            tape.take("q, k in float32", TRANSIENTS, "n·8·C")
+            tape.take("v in float32", TRANSIENTS, "n·4·C")
         tape.take("scaled q", TRANSIENTS, "n·4·C")
         tape.take("causal mask", TRANSIENTS, "4·T²", "mask in the dtype of the scores")
         tape.take("scaled k", TRANSIENTS, "n·4·C")
         self.score(tape)
-        tape.free("scaled k")
+        self.keep_view(tape, "scaled k")
         tape.take("masked scores", TRANSIENTS, "n·4·H·T")
         tape.free("scores")
         self.softmax(tape)
-        if self.case.autocast:
-            tape.take("returned weights", TRANSIENTS, "n·2·H·T", "weights that nobody asked for")
         self.weigh(tape, "softmax")
         if self.case.autocast:
+            tape.take("returned weights", TRANSIENTS, "n·2·H·T", "weights that nobody asked for")
             tape.take("weighted v in bfloat16", TRANSIENTS, "n·2·C")
-            tape.free("weighted v", "q, k, v in float32", "returned weights")
+            tape.free("weighted v", "q, k in float32", "returned weights")
             tape.rename("weighted v in bfloat16", "weighted v")
-        tape.free("scaled q", "causal mask")
+            self.keep_view(tape, "v in float32")
+        self.keep_view(tape, "scaled q")
+        tape.free("causal mask")
         self.finish(tape)
 
     def score(self, tape: Tape) -> None:
         """Contiguous copies of queries and keys, and their products."""
-        size = f"n·{self.precise}·2·C"
+        size = f"w·n·{self.precise}·2·C"
         tape.take("q, k copies", ACTIVATIONS, size, "contiguous queries and keys")
         tape.take("scores", TRANSIENTS, f"n·{self.precise}·H·T")
+        tape.used("q, k copies")
+
+    def keep_view(self, tape: Tape, name: str) -> None:
+        """Python lets go of it, but where no copy was made a derivative reads a view of it."""
+        buffer = tape.held[name].buffer
+        tape.free(name)
+        view = f"(1 - w)·{buffer.formula}"
+        tape.take(f"view of {name}", ACTIVATIONS, view, f"{buffer.source}, not copied")
+        tape.used(f"view of {name}")
 
     def softmax(self, tape: Tape) -> None:
         """In float32."""
@@ -147,19 +166,30 @@ class Unfused(Attention):
             tape.take("attention mask", ACTIVATIONS, mask, "mask of the weights' dropout")
             dropped = f"n·{self.coarse}·H·T"
             tape.take("dropped weights", ACTIVATIONS, dropped, "weights after dropout")
+            tape.used("attention mask")
             if weights != "softmax":
                 tape.free(weights)
-        tape.take("v copy", ACTIVATIONS, f"n·{self.coarse}·C", "contiguous values")
+        tape.take("v copy", ACTIVATIONS, f"w·n·{self.coarse}·C", "contiguous values")
         tape.take("weighted v", TRANSIENTS, f"n·{self.coarse}·C")
+        tape.used("dropped weights", "v copy")
 
     def finish(self, tape: Tape) -> None:
         """Heads side by side again."""
-        tape.take(OUTPUT, ACTIVATIONS, "n·s·C", "output of attention")
-        tape.free("weighted v")
+        self.reshape(tape, ["weighted v"], OUTPUT, "h", "output of attention")
+
+    def reshape(self, tape: Tape, old: list[str], new: str, copies: str, source: str) -> None:
+        """Heads to the other side of time: a copy where ``copies`` is 1, else the same memory."""
+        size = "n·s·3·C" if len(old) > 1 else "n·s·C"
+        tape.take("copy", TRANSIENTS, f"{copies}·{size}")
+        tape.free(*old, "copy")
+        tape.take(new, ACTIVATIONS, size, source)
 
     def leave(self, tape: Tape) -> None:
-        """The function returns; its derivative reads the copies."""
-        tape.free("q, k, v")
+        """The function returns; its derivative reads copies, or views if there was no need to copy."""
+        if self.values == "v in float32":  # and so are queries and keys
+            tape.free("q, k, v")
+        else:
+            self.keep_view(tape, "q, k, v")
 
     def backward(self, tape: Tape) -> None:
         """The same way back."""
@@ -167,7 +197,7 @@ class Unfused(Attention):
         tape.free(OUTPUT_GRADIENT)
         tape.take("d v", TRANSIENTS, f"n·{self.coarse}·C")
         tape.take("d weights", TRANSIENTS, f"n·{self.coarse}·H·T", "gradient of the weights")
-        tape.free("d weighted v", "v copy")
+        tape.free("d weighted v", "v copy", *([f"view of {self.values}"] if self.values else []))
         if self.case.attn_dropout:
             tape.free("dropped weights")
             dropped = f"n·{self.coarse}·H·T"
@@ -177,9 +207,10 @@ class Unfused(Attention):
             tape.rename("d weights", "d softmax")
         self.scores_backward(tape)
         tape.take("d q, k", TRANSIENTS, f"n·{self.precise}·2·C")
-        tape.free("d scores", "q, k copies")
-        tape.take("d q, k, v", TRANSIENTS, "n·s·3·C", "gradients of queries, keys and values")
-        tape.free("d q, k", "d v")
+        views = [name for name in tape.held if name.startswith("view of")]
+        tape.free("d scores", "q, k copies", *views)
+        source = "gradients of queries, keys and values"
+        self.reshape(tape, ["d q, k", "d v"], "d q, k, v", "h", source)
         self.join(tape)
 
     def scores_backward(self, tape: Tape) -> None:
@@ -194,6 +225,11 @@ class Eager(Unfused):
     in float32."""
 
     precise = coarse = "s"
+
+    @property
+    def values(self) -> str | None:
+        """Keys are a view of the same, unless they were raised to float32."""
+        return "q, k, v" if self.case.upcast and self.case.autocast else None
 
     def forward(self, tape: Tape) -> None:
         """Scores, softmax, dropout, sum over values."""
@@ -216,6 +252,7 @@ class Eager(Unfused):
         if not self.case.autocast:
             return "softmax"
         tape.take("attention weights", ACTIVATIONS, "n·2·H·T", "weights in bfloat16")
+        tape.used("softmax")
         return "attention weights"
 
     def raise_gradient(self, tape: Tape) -> None:
@@ -249,9 +286,12 @@ class Upcast(Eager):
             tape.free("q in float32")
             tape.take("k in float32", TRANSIENTS, "n·4·C")
         self.score(tape)
-        tape.free("scaled q", *(["k in float32"] if self.case.autocast else []))
+        self.keep_view(tape, "scaled q")
+        if self.case.autocast:
+            self.keep_view(tape, "k in float32")
         tape.take("inverse mask", ACTIVATIONS, "T²", "mask, bool")
         tape.take("masked scores", TRANSIENTS, "n·4·H·T")
+        tape.used("inverse mask")
         self.softmax(tape)
         self.weigh(tape, self.lower(tape))
         tape.free("causal mask", "scores")

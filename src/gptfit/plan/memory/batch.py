@@ -35,13 +35,13 @@ def largest_micro_batch(
 ) -> int:
     """The largest micro-batch whose verdict is FITS, 0 if there is none.
 
-    Each moment of the step holds a + c·B bytes, so the answer is the least of (room - a) / c. Where
-    the loss is in chunks, a last chunk that is not full lets the line step by up to one token of each
-    chunk, which the last two lines see to.
+    Each moment of the step holds a + c·B bytes, so the answer is the least of (room - a) / c. A last
+    chunk of the loss that is not full lets the line step by up to one token of each chunk, and a
+    single sequence is sometimes spared a copy, which the last two lines see to.
     """
     overhead = calibration or overhead_of(Case(config, step), device)
     room = overhead.most_allocated(usable_bytes)
-    whole = step.loss_chunks  # micro-batches that divide evenly into chunks lie on the line
+    whole = 2 * step.loss_chunks  # several sequences, divided evenly into chunks: on the line
     first, second = (bytes_held(config, step, size) for size in (whole, 2 * whole))
     batches = [
         whole + (room - low) * whole / (high - low)

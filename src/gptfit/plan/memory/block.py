@@ -68,45 +68,39 @@ class Block:
             return {}
         return {"block gradients": Held(Buffer(GRADIENTS, "4·G", "gradients of a block"), times)}
 
-    def forward(self, tape: Tape, stops_early: bool = False, forgets: bool = False) -> None:
+    def forward(self, tape: Tape, stops_early: bool = False) -> None:
         """From one "residual" (B, T, C) to the next.
 
-        A checkpoint's first pass ``forgets`` what derivatives would read, as soon as Python does; its
-        second one ``stops_early``, at the last tensor to be saved.
+        A checkpoint's second pass ``stops_early``, at the last tensor to be saved.
         """
-
-        def done(*names: str) -> None:
-            if forgets:
-                tape.free(*(name for name in names if name in tape.held))
-
         tape.rename("residual", "ln_1 input")
         self.norm(tape, "ln_1", C_ATTN)
         tape.take("q, k, v", ACTIVATIONS, "n·s·3·C", "queries, keys and values")
-        done("ln_1 statistics", *([f"{C_ATTN} input"] if self.case.autocast else []))
+        tape.used("ln_1 statistics", *([f"{C_ATTN} input"] if self.case.autocast else []))
         before = set(tape.held)
         self.attention.forward(tape)
-        done(*(name for name in tape.held if name not in before | {OUTPUT}))
+        tape.used(*(name for name in tape.held if name not in before | {OUTPUT}))
         self.project(tape, C_PROJ)
-        done(f"{C_PROJ} mask", OUTPUT, *(["q, k, v"] if self.attention.keeps_qkv else []))
+        tape.used(f"{C_PROJ} mask", OUTPUT, *(["q, k, v"] if self.attention.keeps_qkv else []))
         self.attention.leave(tape)
         self.leave(tape, "ln_1")
-        done(f"{C_ATTN} input")
+        tape.used(f"{C_ATTN} input")
         tape.take("ln_2 input", ACTIVATIONS, "n·4·C", "residual stream before a norm, float32")
         tape.free("branch")
         self.norm(tape, "ln_2", C_FC)
         tape.take("c_fc output", ACTIVATIONS, "n·s·F", "input of the activation")
-        done("ln_2 statistics", *([f"{C_FC} input"] if self.case.autocast else []))
+        tape.used("ln_2 statistics", *([f"{C_FC} input"] if self.case.autocast else []))
         before = set(tape.held) - {"c_fc output"}
         self.activation.forward(tape)
-        done(*(name for name in tape.held if name not in before | {f"{MLP_PROJ} input"}))
+        tape.used(*(name for name in tape.held if name not in before | {f"{MLP_PROJ} input"}))
         self.project(tape, MLP_PROJ, stops_early)
-        done(f"{MLP_PROJ} mask", f"{MLP_PROJ} input")
+        tape.used(f"{MLP_PROJ} mask", f"{MLP_PROJ} input")
         self.leave(tape, "ln_2")
-        done(f"{C_FC} input")
+        tape.used(f"{C_FC} input")
         if not stops_early:
             tape.take("residual", ACTIVATIONS, "n·4·C", "residual stream in float32")
         tape.free(*(["branch"] if "branch" in tape.held else []))
-        done("ln_1 input", "ln_2 input")
+        tape.used("ln_1 input", "ln_2 input")
 
     def norm(self, tape: Tape, norm: str, linear: str) -> None:
         """A layer norm, which computes in float32, and the casts for the linear layer behind it."""
@@ -149,6 +143,7 @@ class Block:
             tape.take("d branch", TRANSIENTS, "n·2·C", "gradient of a branch in bfloat16")
         if recomputes:
             self.forward(tape, stops_early=True)
+            tape.forgets = True
         saved = None if self.activation.reads_output else f"{MLP_PROJ} input"
         self.project_backward(tape, MLP_PROJ, "n·s·F", saved)
         self.activation.backward(tape)
@@ -161,6 +156,7 @@ class Block:
         self.attention.backward(tape)
         self.linear_backward(tape, C_ATTN, "d qkv", "n·s·C", "c_attn input")
         self.norm_backward(tape, "ln_1", C_ATTN)
+        tape.forgets = False
 
     def project_backward(self, tape: Tape, linear: str, size: str, saved: str | None) -> None:
         """Without dropout and casts the gradient of a branch is that of the residual stream itself."""

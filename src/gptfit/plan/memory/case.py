@@ -119,12 +119,6 @@ class Case:
         return not (self.cpu and self.attn_dropout)
 
     @property
-    def copies_unsurely(self) -> bool:
-        """Whether unfused attention meets one head or one sequence, whose copies may be views."""
-        unfused = self.upcast or self.eager or not self.flash
-        return unfused and 1 in (self.config.n_head, self.step.micro_batch_size)
-
-    @property
     def pads_heads(self) -> bool:
         """Whether CUDA's flash attention gets copies with wider heads."""
         return self.autocast and not self.cpu and self.config.head_dim % 8 > 0

@@ -82,7 +82,7 @@ def doubt_of(case: Case) -> float:
         shares.append(0.15)
     if case.fsdp:
         shares.append(0.10)
-    if case.ddp or case.muon or case.eager or case.copies_unsurely:
+    if case.ddp or case.muon or case.eager:
         shares.append(0.05)
     if case.composite_gelu or case.config.activation_function in UNSURE:
         shares.append(0.05)

@@ -55,6 +55,9 @@ class Tape:
     held: dict[str, Held] = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
     growing: bool = False
+    forgets: bool = False
+    """A checkpoint's first pass saves nothing, and its backward pass hands out once what it recomputed:
+    in both, what is ``used`` goes at once."""
 
     def take(self, name: str, component: str, formula: str, source: str = "") -> None:
         """From now on this is held."""
@@ -73,6 +76,11 @@ class Tape:
         for name in names:
             del self.held[name]
         self.growing = False
+
+    def used(self, *names: str) -> None:
+        """Of those that are held, nobody but a derivative reads these again."""
+        if self.forgets:
+            self.free(*(name for name in names if name in self.held))
 
     def rename(self, name: str, new: str) -> None:
         """The same memory under another name."""

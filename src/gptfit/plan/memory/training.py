@@ -110,8 +110,10 @@ def blocks_forward(case: Case, tape: Tape) -> None:
         tape.exists = "1 - (L - k)"
         tape.held = dict(before) | residual | block.bias_casts("(L - 1)")
         tape.held |= block.checkpoints("(k - 1)") | block.casts("(k - 1)")
-        block.forward(tape, forgets=True)
+        tape.forgets = True
+        block.forward(tape)
         tape.free()
+        tape.forgets = False
     tape.exists = "1"
     tape.held = before | residual | block.saved("(L - k)") | block.bias_casts("L")
 
@@ -155,6 +157,8 @@ def embedding_backward(case: Case, tape: Tape) -> None:
     tape.take("d positions", TRANSIENTS, "4·T·C")
     tape.take("d position embedding", GRADIENTS, "4·R·C", "gradient of the position embedding")
     tape.free("d positions", "positions")
+    if case.adds_up:
+        tape.free("d position embedding")
     tape.take("d token embedding", GRADIENTS, "4·P·C", "gradient of the token embedding")
     tape.free("gradient")
     # Autograd adds in place to what it alone holds. In float32 the head's gradient is a transposed
