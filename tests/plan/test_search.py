@@ -89,6 +89,16 @@ def test_wishes_are_kept() -> None:
     assert (found.n_layer, found.n_embd, found.n_head, found.batch_size) == (3, 96, 4, 12)
 
 
+def test_heads_that_no_width_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="n_head=11 divides none"):
+        search(TEXT, MACHINE, 120, lattice=Lattice(heads=11))
+
+
+def test_an_odd_width_gets_heads_that_divide_it() -> None:
+    found = search(TEXT, MACHINE, 120, lattice=Lattice(widths=(100,))).best[0]
+    assert found.n_embd % found.n_head == 0
+
+
 @pytest.mark.parametrize(
     ("machine", "text", "seconds", "short"),
     [

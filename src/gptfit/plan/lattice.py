@@ -11,6 +11,7 @@ from typing import Any
 
 from gptfit.config import GPT2Config, Recipe
 from gptfit.config.recipe import DEFAULT
+from gptfit.errors import ConfigError, Problem
 from gptfit.plan.memory import training_peak_bytes
 from gptfit.plan.memory.case import Case, letters_of_sizes
 from gptfit.plan.memory.overhead import overhead_of
@@ -140,14 +141,25 @@ def _sizes(text: Text, lattice: Lattice) -> Columns:
     if lattice.heads is not None:
         divides = sizes["C"] % lattice.heads == 0
         sizes = {key: column[divides] for key, column in sizes.items()}
-    C = sizes["C"]
-    # Heads of 64, and of 32 where the width is no multiple of 64.
-    heads = np.where(C % 64 == 0, C // 64, np.maximum(1, C // 32))
-    sizes["H"] = heads if lattice.heads is None else np.full_like(C, lattice.heads)
-    sizes["F"] = 4 * C
+        if not divides.any():
+            message = f"n_head={lattice.heads} divides none of the widths {list(lattice.widths)}"
+            raise ConfigError(Problem("model.n_head", message, "give n_embd too"))
+    heads = {width: lattice.heads or usual_heads(width) for width in lattice.widths}
+    sizes["H"] = np.array([heads[width] for width in sizes["C"].tolist()])
+    sizes["F"] = 4 * sizes["C"]
     per_byte = text.tokens_per_byte
     sizes["tokens_per_byte"] = np.array([per_byte[size] for size in sizes["V"].tolist()])
     return sizes
+
+
+def usual_heads(width: int) -> int:
+    """Heads of 64, or of 32 where the width is no multiple of 64, or the next that divide it.
+
+    >>> usual_heads(768), usual_heads(96), usual_heads(100)
+    (12, 3, 2)
+    """
+    most = width // 64 if width % 64 == 0 else max(1, width // 32)
+    return next(heads for heads in range(most, 0, -1) if width % heads == 0)
 
 
 def _variant(
