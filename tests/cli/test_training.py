@@ -217,9 +217,10 @@ def test_interrupt_saves_and_says_how_to_go_on(text: Path, tmp_path: Path, numbe
     assert resumed.json["step"] == step + 2
 
 
-def test_the_smallest_text_gets_a_model_that_fits_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repeats", [5, 25])
+def test_the_smallest_text_gets_a_model_that_fits_it(tmp_path: Path, repeats: int) -> None:
     path = tmp_path / "tiny.txt"
-    path.write_text("A small text, but mine. " * 25, encoding="utf-8")
+    path.write_text("A small text, but mine. " * repeats, encoding="utf-8")
     result = call("fit", path, "--time", "2s", "--out", tmp_path / "run", "device=cpu", "--json")
     assert result.code == 0, result.err
     assert result.json["best"]["tokens"] > 0

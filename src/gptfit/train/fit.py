@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gptfit.config import Recipe
 from gptfit.data import TextSource, TokenDataset, Vocabulary, compressed_bits, vocabularies
 from gptfit.errors import DataError
-from gptfit.plan.lattice import Lattice, Machine, Text
+from gptfit.plan.lattice import CONTEXTS, Lattice, Machine, Text
 from gptfit.plan.memory import memory_ledger
 from gptfit.plan.params import count_parameters
 from gptfit.plan.scaling import TextLaw
-from gptfit.plan.search import Candidate, SearchResult, search
+from gptfit.plan.search import WINDOWS, Candidate, SearchResult, search
 from gptfit.plan.step import TrainingStep
 from gptfit.train import run as runs
 from gptfit.train.calibrate import this_machine
 from gptfit.train.device import choose_device
 from gptfit.train.forecast import Figures, Fitted, memory_bytes
 
-SHORTEST_CONTEXT = 8
+CONTEXTS_OF_A_NOTE = (8, 16)
+"""Where the text does not fill ten windows of the shortest usual context."""
 EVALUATIONS = 8
 WITHOUT_LAST_EVALUATION = 0.95
 STEPS_SHARE = 0.92
@@ -87,7 +89,11 @@ def find(
         {item.size: item.tokens_per_byte for item in choices},
         compressed_bits(text, base.data.val_fraction),
     )
-    return search(facts, machine, seconds, law, Lattice.around(base))
+    lattice = Lattice.around(base)
+    tokens = facts.train_bytes * max(facts.tokens_per_byte.values())
+    if lattice.contexts is CONTEXTS and tokens < WINDOWS * min(CONTEXTS):
+        lattice = replace(lattice, contexts=CONTEXTS_OF_A_NOTE)
+    return search(facts, machine, seconds, law, lattice)
 
 
 def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
@@ -135,7 +141,7 @@ def _step_bytes(recipe: Recipe, dtype: str) -> float:
 
 def _prepare(run: Path, text: TextSource, recipe: Recipe, say: Say) -> TokenDataset:
     dataset = runs.prepare_data(run, recipe.data, text)
-    if len(dataset.train) < 8 * SHORTEST_CONTEXT or len(dataset.val) <= SHORTEST_CONTEXT:
+    if len(dataset.val) <= CONTEXTS_OF_A_NOTE[0]:
         raise DataError(
             f"{text.description} has {len(dataset.train)} training and {len(dataset.val)} validation "
             "tokens, too few to learn from; use more text"
