@@ -83,3 +83,14 @@ def test_a_plan_is_plain_data() -> None:
     values = dataclasses.asdict(planned("max_steps=10"))
     assert values["ledger"]["phases"]
     assert values["step"]["micro_batch_size"] == 12
+
+
+def test_the_vocabulary_of_the_data_is_planned_with() -> None:
+    plan = planned("tokenizer=bpe", "bpe_vocab_size=1024", "n_layer=2")
+    assert plan.parameters == planned("vocab_size=1024", "n_layer=2").parameters
+    assert planned("bpe_vocab_size=1024", "vocab_size=2048").parameters > plan.parameters
+
+
+def test_no_loss_is_foretold_where_the_laws_say_nothing() -> None:
+    assert planned("max_tokens=100000").loss is None
+    assert planned("max_tokens=1000000000").loss is not None

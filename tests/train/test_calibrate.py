@@ -81,7 +81,7 @@ def test_pilot_runs_change_the_law(tmp_path: Path) -> None:
     machine = calibrate.this_machine(base, lambda line: None)
     choices = vocabularies(text, base.data)
     said: list[str] = []
-    law = fit_to_pilots(SMALL_TEXT, base, text, choices, machine, 1.0, said.append)
+    law = fit_to_pilots(SMALL_TEXT, base, text, choices, machine, 1.0, 10.0, said.append)
     assert len(said) == 3
     assert "3 pilot runs" in law.name
     assert law != SMALL_TEXT

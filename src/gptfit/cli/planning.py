@@ -91,6 +91,7 @@ def plan(
     from gptfit.cli.searching import Question, answer
     from gptfit.plan.picture import draw_plan
     from gptfit.plan.plan import plan as make_plan
+    from gptfit.plan.plan import with_vocabulary
 
     if picture:
         require_picture(picture)
@@ -104,7 +105,7 @@ def plan(
     if out:
         raise ConfigError("--out is for the model that --data and --time find")
     seconds = parse_duration(time) if time else None
-    recipe = with_choices(read_recipe(what or [])[0], batch_size, seconds)
+    recipe = with_choices(with_vocabulary(read_recipe(what or [])[0]), batch_size, seconds)
     step = step_of(recipe, spec, style, compiled)
     result = make_plan(
         recipe,

@@ -111,7 +111,7 @@ def search_models(question: Question) -> tuple[SearchResult, Recipe]:
         if not is_here(device):
             raise ConfigError(f"--pilot trains on {device.name}, which is not here; leave it out")
         shortly = parse_duration(question.pilot)
-        law = fit_to_pilots(law, recipe, text, choices, machine, shortly, say)
+        law = fit_to_pilots(law, recipe, text, choices, machine, shortly, seconds, say)
     result = find(recipe, text, choices, machine, seconds, law)
     best = result.best[0]
     tokenizer = next(choice for choice in choices if choice.size == best.vocab_size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptfit.config import GPT2Config, Recipe, TrainConfig
+from gptfit.config.recipe import DEFAULT
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.calibration import Calibration
 from gptfit.plan.flops import Flops, flops_per_token
@@ -129,7 +131,15 @@ def plan(
 def _recipe(what: Recipe | GPT2Config | str) -> Recipe:
     if isinstance(what, GPT2Config):
         return Recipe.resolve().with_model(what, "the caller")
-    return Recipe.resolve(preset=what) if isinstance(what, str) else what
+    return with_vocabulary(Recipe.resolve(preset=what) if isinstance(what, str) else what)
+
+
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """With the vocabulary that the data's tokenizer will have, where the recipe says so."""
+    size = recipe.data.bpe_vocab_size
+    if size is None or recipe.origins["model.vocab_size"] != DEFAULT:
+        return recipe
+    return recipe.with_model(recipe.model.replace(vocab_size=size), "data.bpe_vocab_size")
 
 
 def dtype_of(recipe: Recipe, device: DeviceSpec) -> str:
@@ -182,6 +192,8 @@ def _forecast(vocab_size: int, parameters: int, tokens: float) -> LossForecast |
         return None
     losses = sorted(law.loss(parameters, tokens) for law in (BESIROGLU, HOFFMANN))
     best = BESIROGLU.loss(parameters, tokens)
+    if losses[-1] > math.log(vocab_size):
+        return None  # more than knowing nothing: so few tokens are not what the laws are about
     note = "on fresh web text; good for comparing models, not a promise"
     return LossForecast(Interval(losses[0], best, losses[1]), BESIROGLU.name, note)
 

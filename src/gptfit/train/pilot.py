@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gptfit.config import Recipe
@@ -28,17 +29,19 @@ def fit_to_pilots(
     choices: Sequence[Vocabulary],
     machine: Machine,
     seconds: float,
+    budget: float,
     say: Say,
 ) -> TextLaw:
     """The law after three runs of at most ``seconds``: the best model for that, briefly and for as long,
-    and the best for an eighth of it, for as long."""
+    and for as long the one that it thinks best for the whole ``budget``."""
     best = find(base, text, choices, machine, seconds, law).best[0]
-    small = find(base, text, choices, machine, seconds / 8, law).best[0]
+    hoped = find(base, text, choices, machine, budget, law).best[0]
     measured = []
-    for candidate, share in zip((best, best, small), SHARES, strict=True):
+    for candidate, share in zip((best, best, hoped), SHARES, strict=True):
         run = _run(candidate, base, text, choices, share * seconds)
         say(
-            f"pilot: {candidate.n_layer} layers, {candidate.n_embd} wide, {share * seconds:.0f} s: "
+            f"pilot: {candidate.n_layer} layers, {candidate.n_embd} wide, context "
+            f"{candidate.n_positions}, {share * seconds:.0f} s: "
             f"{run.bits_per_byte:.3f} bits/byte"
         )
         measured.append(run)
@@ -53,6 +56,14 @@ def _run(
     seconds: float,
 ) -> PilotRun:
     """Train the candidate for so long and look at its best loss."""
+    share = seconds / candidate.seconds
+    candidate = replace(
+        candidate,
+        seconds=seconds,
+        steps=int(candidate.steps * share),
+        tokens=candidate.tokens * share,
+        epochs=candidate.epochs * share,
+    )
     vocabulary = next(item for item in choices if item.size == candidate.vocab_size)
     recipe = recipe_for(candidate, base.override(vocabulary.values, "pilot"), seconds)
     recipe = recipe.override({"train.sample_interval": 0}, "pilot")
