@@ -143,7 +143,7 @@ def with_choices(recipe: Recipe, micro_batch_size: int | None, seconds: float | 
 
 def step_of(recipe: Recipe, device: DeviceSpec, style: str, compiled: bool) -> TrainingStep:
     """The training step of gptfit, of nanoGPT or of a plain Hugging Face loop on the device."""
-    from gptfit.plan.plan import dtype_of, torch_kind
+    from gptfit.plan.plan import dtype_of
     from gptfit.plan.step import TrainingStep
 
     if style not in STYLES:
@@ -152,7 +152,7 @@ def step_of(recipe: Recipe, device: DeviceSpec, style: str, compiled: bool) -> T
     if compiled and style == "gptfit":
         fix = "leave --compile out, or plan --style nanogpt or huggingface"
         raise ConfigError(Problem("compile", "gptfit's own step is not compiled", fix))
-    dtype, kind = dtype_of(recipe, device), torch_kind(device)
+    dtype, kind = dtype_of(recipe, device), device.torch_kind
     step = TrainingStep.gptfit(recipe, kind, dtype)
     if style != "gptfit":
         theirs = TrainingStep.nanogpt if style == "nanogpt" else TrainingStep.huggingface
@@ -168,7 +168,7 @@ def step_of(recipe: Recipe, device: DeviceSpec, style: str, compiled: bool) -> T
 def measured_here(device: DeviceSpec, recipe: Recipe, again: bool) -> Calibration | None:
     """What was measured of this machine: now, where that is asked for, or at another time."""
     from gptfit.plan.calibration import Fingerprint, load
-    from gptfit.plan.plan import dtype_of, torch_kind
+    from gptfit.plan.plan import dtype_of
 
     if again:
         from gptfit.train.calibrate import calibrate
@@ -177,7 +177,7 @@ def measured_here(device: DeviceSpec, recipe: Recipe, again: bool) -> Calibratio
         if not is_here(device):
             message = f"--calibrate measures the device it runs on, and {device.name} is not here"
             raise ConfigError(Problem("calibrate", message, "leave it out"))
-        kind = torch_kind(device)
+        kind = device.torch_kind
         here = choose_device(kind, dtype_of(recipe, device), recipe.model)
         return calibrate(here, lambda line: stderr().print(f"• {line}", soft_wrap=True))
     if device.kind != hardware.CPU or not is_here(device):

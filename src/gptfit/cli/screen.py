@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gptfit.cli.console import table
 from gptfit.plan.interval import Interval
+from gptfit.plan.memory.tape import ALLOCATOR
 from gptfit.plan.quantities import BYTES, COUNT, FLOPS, SECONDS, WORDS, significant, text_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ EXPLAINED = {
     "TIGHT": "it may fit; the estimate's upper end does not",
     "NO": "it does not fit",
 }
-OVERHEAD = "allocator and context"
 WIDTH = 100
 BAR_WIDTH = 44
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -96,7 +96,7 @@ def components(plan: Plan) -> dict[str, float]:
     """Bytes by component at the peak, largest first; with the last they add up to the best total."""
     peak = plan.ledger.peak
     rows = sorted(peak.components().items(), key=lambda item: -item[1])
-    return dict(rows) | {OVERHEAD: plan.ledger.total.best - peak.bytes}
+    return dict(rows) | {ALLOCATOR: plan.ledger.total.best - peak.bytes}
 
 
 def _memory(plan: Plan) -> Table:

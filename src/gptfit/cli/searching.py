@@ -122,7 +122,7 @@ def search_models(question: Question) -> tuple[SearchResult, Recipe]:
 def machine_of(device: DeviceSpec, recipe: Recipe) -> Machine:
     """A device that is not here, with the costs of its roofline."""
     from gptfit.plan.lattice import Machine
-    from gptfit.plan.plan import dtype_of, torch_kind
+    from gptfit.plan.plan import dtype_of
     from gptfit.plan.step import TrainingStep
     from gptfit.plan.time import roofline
 
@@ -131,7 +131,7 @@ def machine_of(device: DeviceSpec, recipe: Recipe) -> Machine:
     if costs is None:
         message = f"the speed of {device.name} in {dtype} is not known"
         raise ConfigError(Problem("device", message, "choose another: gptfit devices"))
-    return Machine(torch_kind(device), device.usable_bytes, {dtype: costs})
+    return Machine(device.torch_kind, device.usable_bytes, {dtype: costs})
 
 
 def require_new(path: Path) -> None:

@@ -49,6 +49,11 @@ class DeviceSpec:
     uncertain: tuple[str, ...] = ()
     memory_options: tuple[int, ...] = ()
 
+    @property
+    def torch_kind(self) -> str:
+        """The kind as torch calls it: AMD's are cuda too."""
+        return CUDA if self.kind == ROCM else self.kind
+
 
 @functools.cache
 def devices() -> tuple[DeviceSpec, ...]:

@@ -16,7 +16,7 @@ from gptfit.plan.memory import training_peak_bytes
 from gptfit.plan.memory.case import Case, letters_of_sizes
 from gptfit.plan.memory.overhead import overhead_of
 from gptfit.plan.rules_of_thumb import step_law_batch
-from gptfit.plan.step import BFLOAT16, CHUNKED, WHOLE, TrainingStep
+from gptfit.plan.step import BFLOAT16, CHUNKED, WHOLE, TrainingStep, usual_vocab_multiple
 from gptfit.plan.time import Costs
 
 Columns = dict[str, Any]
@@ -113,6 +113,7 @@ def tabulate(text: Text, machine: Machine, seconds: float, lattice: Lattice) -> 
                     dtype=dtype,
                     loss=CHUNKED if chunks > 1 else WHOLE,
                     loss_chunks=chunks,
+                    vocab_multiple=usual_vocab_multiple(machine.kind),
                 )
                 parts.append(_variant(of_dtype, step, checkpointed, machine, seconds, lattice))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptfit.plan.memory.tape import ALLOCATOR
 from gptfit.plan.quantities import BYTES, COUNT, SECONDS, Unit, text_of
 from gptfit.plan.scaling import BESIROGLU
 
@@ -29,7 +30,7 @@ COLOURS = {
     "transients": VERMILION,
     "KV cache": "#44aa99",
     "communication buffers": "#882255",
-    "allocator and context": GREY,
+    ALLOCATOR: GREY,
 }
 LINE_COLOURS = (GREEN, BLUE, PURPLE, ORANGE, SKY)
 
@@ -75,7 +76,7 @@ def draw_search(result: SearchResult, path: Path, usable_bytes: float, title: st
 def memory_by_phase(axes: Any, plan: Plan) -> None:
     """What each phase of the step holds, stacked by component, against what the device has."""
     total, usable = plan.ledger.total, plan.usable_bytes
-    overhead = {"allocator and context": total.best - plan.ledger.peak.bytes}
+    overhead = {ALLOCATOR: total.best - plan.ledger.peak.bytes}
     stacks = {phase.name: phase.components() | overhead for phase in plan.ledger.phases}
     unit, unit_name = _unit(max(total.high, 1))
     _stack(axes, stacks, unit)

@@ -10,7 +10,7 @@ from gptfit.config.recipe import DEFAULT
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.calibration import Calibration
 from gptfit.plan.flops import Flops, flops_per_token
-from gptfit.plan.hardware import CPU, CUDA, ROCM, DeviceSpec, find_device
+from gptfit.plan.hardware import DeviceSpec, find_device
 from gptfit.plan.interval import Interval
 from gptfit.plan.memory import (
     Ledger,
@@ -22,7 +22,7 @@ from gptfit.plan.memory import (
 )
 from gptfit.plan.params import count_parameters
 from gptfit.plan.scaling import BESIROGLU, HOFFMANN
-from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, BFLOAT16, FLOAT32, TrainingStep
+from gptfit.plan.step import BFLOAT16, TrainingStep, usual_dtype
 from gptfit.plan.time import StepTime, step_time
 
 NOT_OURS = {"compiled", "parallel"}
@@ -100,7 +100,7 @@ def plan(
     device = find_device(device) if isinstance(device, str) else device
     model = recipe.model
     own = step is None or not step.keeps_logits
-    step = step or TrainingStep.gptfit(recipe, torch_kind(device), dtype_of(recipe, device))
+    step = step or TrainingStep.gptfit(recipe, device.torch_kind, dtype_of(recipe, device))
     ledger = memory_ledger(model, step, device)
     costs = calibration.costs if calibration else None
     time = step_time(model, step, device, costs)
@@ -150,13 +150,7 @@ def dtype_of(recipe: Recipe, device: DeviceSpec) -> str:
         raise ConfigError(Problem("run.dtype", message, "use float32"))
     if dtype != "auto":
         return dtype
-    pays = device.kind != CPU or recipe.model.n_embd >= BF16_MIN_WIDTH_ON_CPU
-    return BFLOAT16 if device.bfloat16 and pays else FLOAT32
-
-
-def torch_kind(device: DeviceSpec) -> str:
-    """The kind of device as torch calls it: AMD's are cuda too."""
-    return CUDA if device.kind == ROCM else device.kind
+    return usual_dtype(device.kind, bool(device.bfloat16), recipe.model.n_embd)
 
 
 def _tokens_of(train: TrainConfig, step: TrainingStep, time: StepTime | None) -> float | None:

@@ -32,7 +32,6 @@ WORK = {
     "blocks": "A·(L + k / 3)",
     "passes": "A",
 }
-SOURCE = "planner roofline: matrix products at 75 % of the peak, attention 45 %, copies 85 %"
 
 MATMUL_EFFICIENCY, ATTENTION_EFFICIENCY, COPY_EFFICIENCY = 0.75, 0.45, 0.85
 """Shares of the peaks that big shapes reach; arXiv 2401.14489 and the anchors of docs/planner.md."""

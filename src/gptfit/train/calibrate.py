@@ -16,7 +16,7 @@ from gptfit.model import GPT2
 from gptfit.plan.calibration import Calibration, Fingerprint, Sample, fit_costs, load
 from gptfit.plan.lattice import Machine, is_asked
 from gptfit.plan.memory import FITS, memory_ledger, verdict
-from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep
+from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep, usual_vocab_multiple
 from gptfit.plan.time import letters_of
 from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.device import Device, choose_device, usable_bytes
@@ -132,7 +132,7 @@ def question(device: Device, size: Size) -> tuple[GPT2Config, TrainingStep]:
         grad_accum_steps=micro_batches,
         device_kind=device.torch_device.type,
         dtype=device.dtype_name,
-        vocab_multiple=64 if device.torch_device.type == "cuda" else 1,
+        vocab_multiple=usual_vocab_multiple(device.torch_device.type),
     )
     return config, step
 

@@ -12,7 +12,7 @@ from gptfit.config import GPT2Config, Recipe
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.hardware import bf16_peak_flops, this_cpu
 from gptfit.plan.memory import NO, largest_micro_batch, memory_ledger, verdict
-from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep
+from gptfit.plan.step import TrainingStep, usual_dtype
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def choose_device(name: str, dtype: str, config: GPT2Config) -> Device:
             Problem("run.dtype", f"dtype=bfloat16 is not supported by {device}", "use float32")
         )
     if dtype == "auto":
-        pays = device.type != "cpu" or config.n_embd >= BF16_MIN_WIDTH_ON_CPU
-        dtype = "bfloat16" if has_bf16 and pays else "float32"
+        dtype = usual_dtype(device.type, has_bf16, config.n_embd)
     return Device(device, getattr(torch, dtype))
 
 

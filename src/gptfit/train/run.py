@@ -25,14 +25,13 @@ from gptfit.formats.hf import load_config, load_model
 from gptfit.formats.integrity import is_whole, verify
 from gptfit.formats.locate import CHECKPOINTS, find_checkpoint
 from gptfit.model import GPT2
+from gptfit.plan.step import usual_vocab_multiple
 from gptfit.train.checkpoint import read_state
 from gptfit.train.device import Device, choose_device, require_memory
 from gptfit.train.loop import Trainer
 
 RECIPE = "recipe.toml"
 DATA = "data"
-FAST_VOCAB_MULTIPLE = 64
-"""Tensor cores want the vocabulary's matrices in whole tiles: 50257 becomes 50304 inside."""
 
 
 @contextmanager
@@ -188,7 +187,7 @@ def vocab_multiple(recipe: Recipe, device: Device) -> int:
     """To what multiple the vocabulary is padded inside the model."""
     if recipe.run.pad_vocab_to_multiple is not None:
         return recipe.run.pad_vocab_to_multiple
-    return FAST_VOCAB_MULTIPLE if device.torch_device.type == "cuda" else 1
+    return usual_vocab_multiple(device.torch_device.type)
 
 
 # What may differ between a run and its continuation: where it ends and what it tells on the way.

@@ -13,7 +13,7 @@ from gptfit.config import GPT2Config, Recipe, RunConfig, TrainConfig
 from gptfit.config.checks import names_of
 from gptfit.config.recipe import DEFAULT
 from gptfit.errors import ConfigError, Problem, did_you_mean
-from gptfit.plan.step import BFLOAT16, CHUNKED, FLOAT32, SDPA, TrainingStep
+from gptfit.plan.step import CHUNKED, SDPA, TrainingStep, usual_dtype
 
 if TYPE_CHECKING:
     from gptfit.plan.hardware import DeviceSpec
@@ -177,24 +177,24 @@ class Subject:
         """How a step is computed; None where neither the device nor the program is known."""
         if self.device is None and self.program is None:
             return None
-        kind = self.device.kind if self.device else "cuda"
+        kind = self.device.torch_kind if self.device else "cuda"
         changes = dict(self.program.step) if self.program else {}
         return dataclasses.replace(self._usual_step(kind), **changes)
 
     def _usual_step(self, kind: str) -> TrainingStep:
         train = self.recipe.train
         if self.is_gptfit:
-            return TrainingStep.gptfit(self.recipe, kind, self._dtype())
+            return TrainingStep.gptfit(self.recipe, kind, self._dtype(kind))
         make = TrainingStep.nanogpt if self.program.name == NANOGPT else TrainingStep.huggingface  # type: ignore[union-attr]
         step = make(self.model, train.micro_batch_size)
         accumulated = train.grad_accum_steps
         return dataclasses.replace(step, device_kind=kind, grad_accum_steps=accumulated)
 
-    def _dtype(self) -> str:
+    def _dtype(self, kind: str) -> str:
         if self.run.dtype != "auto":
             return self.run.dtype
-        native = self.device is None or self.device.bfloat16
-        return BFLOAT16 if native else FLOAT32
+        native = self.device is None or bool(self.device.bfloat16)
+        return usual_dtype(kind, native, self.model.n_embd)
 
     @cached_property
     def ledger(self) -> Ledger | None:
