@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_fingerprint_is_found_without_torch_too(cpu: Device) -> None:
 def test_a_step_leaves_nothing_behind(cpu: Device) -> None:
     config = GPT2Config(n_layer=1, n_head=1, n_embd=16, n_positions=8, vocab_size=65)
     step = TrainingStep(micro_batch_size=2, context=8, device_kind="cpu", dtype="float32")
-    assert 0 < calibrate.step_seconds(config, step, cpu, seconds=0.01) < 60
+    assert calibrate.step_seconds(config, step, cpu, seconds=0.01) > 0
     assert not list(calibration.calibration_file(calibrate.fingerprint(cpu)).parent.glob("*"))
 
 
@@ -60,8 +61,17 @@ def test_a_fixed_width_needs_one_precision_only(cpu: Device) -> None:
     assert len(calibrate.this_machine(base, lambda line: None).costs) == 1
 
 
-def test_the_allocator_can_be_told(tmp_path: Path) -> None:
-    assert isinstance(keep_freed_pages(), bool)
+def test_a_large_tensor_finds_its_pages_again() -> None:
+    if not keep_freed_pages():
+        pytest.skip("this C library's allocator takes no such settings")
+
+    def pages_cleared() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    # By default each of them clears all its pages; here only those that the heap has to grow for.
+    assert min(pages_cleared() for _ in range(6)) < 1000
 
 
 def test_pilot_runs_change_the_law(tmp_path: Path) -> None:
