@@ -22,7 +22,7 @@ from gptfit.model import GPT2
 from gptfit.plan.hardware import GIB
 from gptfit.train.calibrate import calibration_for
 from gptfit.train.device import Device
-from gptfit.train.optimizer import make_optimizer
+from gptfit.train.optimizer import Optimizer
 
 WARM_UP, LEAST_STEPS, SECONDS = 2, 3, 1.0
 """Steps that are not measured; at least so many, and for so long, that are."""
@@ -65,7 +65,7 @@ def train(case: Case, seconds: float = SECONDS) -> dict[str, float] | None:
             inputs, targets = torch.randint(case.config.vocab_size, shape)
         model.spare_memory(step.checkpointed_blocks)
         forward = torch.compile(model, dynamic=False) if step.compiled else model
-        optimizer = make_optimizer(model, Recipe.resolve().train)
+        optimizer = Optimizer(model, Recipe.resolve().train)
         while len(durations) < WARM_UP + LEAST_STEPS or sum(durations[WARM_UP:]) < seconds:
             if len(durations) == WARM_UP:
                 torch.cuda.reset_peak_memory_stats()
@@ -75,7 +75,6 @@ def train(case: Case, seconds: float = SECONDS) -> dict[str, float] | None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             loss.item()  # waits for the device
             durations.append(time.perf_counter() - started)
     except torch.OutOfMemoryError:

@@ -145,6 +145,7 @@ class Recipe:
             names = checks.names_of(cls) if resolved else section.given()
             values[title] = {name: getattr(section, name) for name in names}
         values["data"]["text"] = list(self.data.text)
+        values["run"]["track"] = list(self.run.track)
         return values
 
     def save(

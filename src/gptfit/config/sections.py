@@ -13,7 +13,12 @@ from gptfit.config.gpt2 import GPT2Config
 from gptfit.errors import Problem, did_you_mean
 
 TOKENIZERS = ("auto", "char", "bpe", "gpt2")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+OPTIMIZERS = ("adamw", "muon")
+ON_NONFINITE = ("stop", "skip", "rewind")
+COMPILE = ("auto", "on", "off")
+PARALLEL = ("auto", "ddp", "fsdp")
+SINKS = ("tensorboard", "wandb")
 DEVICE_PATTERN = r"auto|cpu|cuda(:\d{1,4})?|mps"
 DTYPES = ("auto", "float32", "bfloat16")
 MAX_BATCH_SIZE = 2**20
@@ -78,6 +83,13 @@ class TrainConfig(Section):
     whole validation split, ``sample_interval`` None is at every evaluation and 0 never, ``grad_clip``
     0 is off.
 
+    With ``optimizer`` muon the matrices of the blocks are updated by Muon with the rate
+    ``muon_learning_rate`` and everything else by AdamW with ``learning_rate``; both follow one
+    schedule. ``wsd`` stays at the full rate and decays over the last ``decay_share`` of the budget.
+    ``zero_init_projections`` starts each block as the identity. ``on_nonfinite`` says what a loss or
+    gradient that is not finite leads to: stop, skip the batch, or rewind to the last checkpoint and
+    skip the batches since; after ``max_nonfinite`` times in a row the run stops all the same.
+
     >>> config = TrainConfig(batch_size=48, micro_batch_size=12, lr=1e-3)
     >>> config.grad_accum_steps, config.min_lr
     (4, 0.0001)
@@ -88,12 +100,19 @@ class TrainConfig(Section):
     learning_rate: float = 6e-4
     min_lr: float = AUTO
     schedule: str = "cosine"
+    decay_share: float = 0.3
     warmup_steps: int = 100
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.02
+    muon_momentum: float = 0.95
+    zero_init_projections: bool = False
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     adam_epsilon: float = 1e-8
     grad_clip: float = 1.0
+    on_nonfinite: str = "stop"
+    max_nonfinite: int = 5
     max_steps: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
@@ -130,9 +149,14 @@ class TrainConfig(Section):
         yield from self._micro_batches_fill_batch()
         yield from checks.positive(self, "learning_rate", "adam_epsilon")
         yield from self._rate_falls()
+        yield from checks.positive(self, "muon_learning_rate", "decay_share")
         yield from checks.one_of(self, "schedule", SCHEDULES)
+        yield from checks.one_of(self, "optimizer", OPTIMIZERS)
+        yield from checks.one_of(self, "on_nonfinite", ON_NONFINITE)
         yield from checks.at_least(self, 0, "warmup_steps", "weight_decay", "grad_clip", "seed")
-        yield from checks.fraction(self, "beta1", "beta2")
+        yield from checks.fraction(self, "beta1", "beta2", "muon_momentum")
+        yield from checks.at_most(self, {"decay_share": 1.0})
+        yield from checks.at_least(self, 1, "max_nonfinite")
         yield from checks.positive(self, "max_steps", "max_tokens", "max_seconds", "eval_tokens")
         yield from checks.at_least(self, 1, "eval_interval", "log_interval")
         yield from checks.at_least(self, 0, "sample_interval", "min_lr")
@@ -170,7 +194,10 @@ class RunConfig(Section):
     """Where to run and what to keep.
 
     ``device`` is auto, cpu, cuda, cuda:N or mps. ``pad_vocab_to_multiple`` None lets the trainer
-    decide, 1 is none. ``keep_checkpoints`` counts the latest ones; the best one is kept besides.
+    decide, 1 is none. ``keep_checkpoints`` counts the latest ones; the best one is kept besides, and
+    every one whose step is a multiple of ``keep_every``. With ``async_checkpoints`` training goes on
+    while a checkpoint is written. ``compile`` auto compiles where that pays within the run. ``parallel``
+    says how several processes share the work. ``track`` names further places for the metrics.
 
     Two ways to train the same model in less memory: the backward pass recomputes the activations of
     the first ``checkpointed_blocks`` blocks, at up to a third more time; the loss takes the tokens in
@@ -182,7 +209,13 @@ class RunConfig(Section):
     pad_vocab_to_multiple: int | None = None
     checkpointed_blocks: int = 0
     loss_chunks: int = 1
+    compile: str = "auto"
+    parallel: str = "auto"
+    deterministic: bool = False
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    async_checkpoints: bool = True
+    track: tuple[str, ...] = ()
     sample_prompt: str = ""
     sample_tokens: int = 200
 
@@ -192,6 +225,13 @@ class RunConfig(Section):
             fix = "choose one of auto, cpu, cuda, cuda:N, mps"
             yield Problem("device", f"device={shown(self.device)} is not known", fix)
         yield from checks.one_of(self, "dtype", DTYPES)
+        yield from checks.one_of(self, "compile", COMPILE)
+        yield from checks.one_of(self, "parallel", PARALLEL)
+        yield from checks.positive(self, "keep_every")
+        if checks.sound(self, "track"):
+            for unknown in set(self.track) - set(SINKS):
+                fix = did_you_mean(unknown[:60], SINKS) or f"choose from {', '.join(SINKS)}"
+                yield Problem("track", f"track={shown(unknown)} is not known", fix)
         yield from checks.at_least(self, 1, "pad_vocab_to_multiple", "keep_checkpoints")
         yield from checks.at_least(self, 1, "loss_chunks")
         yield from checks.at_least(self, 0, "checkpointed_blocks", "sample_tokens")

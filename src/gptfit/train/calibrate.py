@@ -20,7 +20,7 @@ from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep, usual_vocab_mu
 from gptfit.plan.time import letters_of
 from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.device import Device, choose_device, usable_bytes
-from gptfit.train.optimizer import make_optimizer
+from gptfit.train.optimizer import Optimizer
 
 # (n_layer, n_embd, context, micro-batch, vocabulary, micro-batches): each is heavy in one kind of
 # work, so that the costs of the kinds can be told apart.
@@ -155,7 +155,7 @@ def step_seconds(
     keep_freed_pages()
     model = GPT2(config, step.vocab_multiple).to(device.torch_device)
     model.spare_memory(step.checkpointed_blocks, step.loss_chunks)
-    optimizer = make_optimizer(model, Recipe.resolve().train)
+    optimizer = Optimizer(model, Recipe.resolve().train)
     shape = (step.micro_batch_size, step.context + 1)
     tokens = torch.randint(config.vocab_size, shape, device=device.torch_device)
     durations: list[float] = []
@@ -167,7 +167,6 @@ def step_seconds(
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         loss.item()  # waits for the device
         durations.append(time.perf_counter() - started)
     return statistics.median(durations[len(durations) // 2 :])

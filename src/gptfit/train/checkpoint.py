@@ -146,6 +146,7 @@ def _write(
 ) -> None:
     (folder / TRAINING).mkdir(parents=True)
     save_model(folder, model, tokenizer)
-    save_file(optimizer_state, folder / OPTIMIZER)
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in optimizer_state.items()}
+    save_file(on_cpu, folder / OPTIMIZER)
     (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     write_manifest(folder, state.step)

@@ -33,9 +33,10 @@ from gptfit.train.events import (
     Stepped,
 )
 from gptfit.train.interrupt import Interrupt
-from gptfit.train.optimizer import make_optimizer, optimizer_state, restore_optimizer
 from gptfit.train.sample import SampleWriter
-from gptfit.train.schedule import learning_rate
+from gptfit.train.schedule import rate_factor
+from gptfit.train.step import Step
+from gptfit.train.world import World
 
 METRICS = "metrics.jsonl"
 
@@ -91,18 +92,24 @@ class Trainer:
     """One run on one device: a model, its data, and the folder that holds what must last."""
 
     def __init__(
-        self, run: Path, recipe: Recipe, dataset: TokenDataset, model: GPT2, device: Device
+        self,
+        run: Path,
+        recipe: Recipe,
+        dataset: TokenDataset,
+        model: GPT2,
+        device: Device,
+        world: World | None = None,
     ) -> None:
         self.run_folder = run
         self.recipe = recipe
         self.dataset = dataset
         self.model = model
-        self.model.spare_memory(recipe.run.checkpointed_blocks, recipe.run.loss_chunks)
         self.device = device
-        self.optimizer = make_optimizer(model, recipe.train)
+        self.world = world or World()
         self.sampler = Sampler(
             dataset.train, recipe.model.n_positions, recipe.train.batch_size, recipe.train.seed
         )
+        self.step = Step(model, recipe, self.sampler, device, self.world)
         self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
@@ -117,7 +124,7 @@ class Trainer:
     def restore(self) -> None:
         """Continue from the run's last checkpoint, whose weights the model already has."""
         _, self.state, moments = self.checkpoints.load_last()
-        restore_optimizer(self.model, self.optimizer, moments, self.state.step)
+        self.step.optimizer.restore(moments, self.state.step)
 
     def run(self, listener: Listener, interrupt: Interrupt) -> Outcome:
         """Train until the budget is spent or ``interrupt`` is set; the run folder is whole either way."""
@@ -189,39 +196,14 @@ class Trainer:
         return steps * self.tokens_per_step / seconds if steps else 0.0
 
     def _step(self) -> None:
-        train = self.recipe.train
-        rate = learning_rate(train, self.state.step, self.progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._accumulate_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), train.grad_clip or math.inf, foreach=True
-        )
-        # The norm is finite only if every gradient is, and the loss is not NaN where they are.
-        if not torch.isfinite(norm):
-            raise self._diverged(loss.item())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        factor = rate_factor(self.recipe.train, self.state.step, self.progress())
+        gradients = self.step.gradients(self.state.step)
+        if not gradients.are_finite:
+            raise self._diverged(gradients.loss.item())
+        self.step.update(factor)
         self.state = replace(self.state, step=self.state.step + 1)
-        self._interval.add(loss, norm, rate)
-
-    def _accumulate_gradients(self) -> Tensor:
-        """Forward and backward of one batch in micro-batches; the mean loss, still on the device."""
-        train, step = self.recipe.train, self.state.step
-        # Dropout, like the batch, follows from seed and step alone: nothing to save for a resume.
-        torch.manual_seed((train.seed * 1_000_003 + step) % 2**63)
-        batch = [
-            torch.from_numpy(array).to(self.device.torch_device, non_blocking=True)
-            for array in self.sampler.batch(step)
-        ]
-        total = torch.zeros((), device=self.device.torch_device)
-        parts = [part.split(train.micro_batch_size) for part in batch]
-        for inputs, targets in zip(*parts, strict=True):
-            with self.device.autocast():
-                loss = self.model(inputs, targets) / len(parts[0])
-            loss.backward()
-            total += loss.detach()
-        return total
+        rate = factor * self.recipe.train.learning_rate
+        self._interval.add(gradients.loss, gradients.norm, rate)
 
     def _log(self) -> None:
         interval = self._interval
@@ -288,7 +270,7 @@ class Trainer:
         folder = self.checkpoints.save(
             self.model,
             self.dataset.tokenizer,
-            optimizer_state(self.model, self.optimizer),
+            self.step.optimizer.state(),
             self.state,
             is_best,
         )

@@ -35,7 +35,7 @@ from gptfit.plan.step import (
     TrainingStep,
 )
 from gptfit.train.cuda_emulation import CudaEmulation
-from gptfit.train.optimizer import make_optimizer
+from gptfit.train.optimizer import Optimizer
 from gptfit.train.tracer import (
     EVALUATION,
     FORWARD,
@@ -230,5 +230,5 @@ def recomputed_loss(model: GPT2, inputs: Tensor, targets: Tensor, chunks: int) -
 def optimizer_of(model: GPT2, step: TrainingStep) -> torch.optim.Optimizer:
     """gptfit's fused AdamW, or torch's default one with its temporary copies."""
     if step.fused_optimizer:
-        return make_optimizer(model, TrainConfig())
+        return Optimizer(model, TrainConfig()).adamw
     return torch.optim.AdamW(model.parameters(), foreach=True)
