@@ -30,6 +30,7 @@ from gptfit.plan.memory.case import Case
 from gptfit.plan.memory.formula import LETTERS, WORD
 from gptfit.plan.memory.overhead import overhead_of
 from gptfit.plan.step import (
+    ADAMW,
     BFLOAT16,
     CHUNKED,
     DDP,
@@ -73,6 +74,7 @@ def random_case(seed: int, device_kind: str) -> tuple[GPT2Config, TrainingStep]:
         reorder_and_upcast_attn=draw.random() < 0.15,
     )
     loss = draw.choice([WHOLE, WHOLE, CHUNKED, RECOMPUTED])
+    optimizer = draw.choice([ADAMW, ADAMW, MUON])
     step = TrainingStep(
         micro_batch_size=draw.choice([1, 2, 3, 8]),
         context=context,
@@ -84,7 +86,8 @@ def random_case(seed: int, device_kind: str) -> tuple[GPT2Config, TrainingStep]:
         checkpointed_blocks=draw.choice([0, 0, layers, draw.randint(0, layers)]),
         loss=loss,
         loss_chunks=1 if loss == WHOLE else draw.choice([2, 3, 8]),
-        fused_optimizer=draw.random() < 0.8,
+        optimizer=optimizer,
+        fused_optimizer=optimizer == MUON or draw.random() < 0.8,
         vocab_multiple=draw.choice([1, 64]),
     )
     return config, step
@@ -343,3 +346,15 @@ def test_impossible_steps_are_refused(field: str, value: int) -> None:
 def test_absurd_models_are_refused() -> None:
     with pytest.raises(ConfigError, match="n_layer"):
         GPT2Config(n_layer=10**9)
+
+
+@pytest.mark.parametrize("device_kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("n_inner", [None, 24, 64, 200])
+def test_muon_is_traced_where_it_needs_most(
+    device_kind: str, dtype: str, n_inner: int | None
+) -> None:
+    small: dict[str, Any] = {"vocab_size": 65, "n_positions": 16, "n_embd": 64, "n_head": 2}
+    config = GPT2Config(**small, n_layer=2, n_inner=n_inner, **NO_DROPOUT)
+    step = TrainingStep(context=16, device_kind=device_kind, dtype=dtype, optimizer=MUON)
+    assert abs(error(config, step)) < 0.001

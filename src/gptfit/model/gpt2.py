@@ -22,7 +22,7 @@ class GPT2(nn.Module):
 
     With ``pad_vocab_to_multiple`` the embedding and the head carry rows beyond the vocabulary, for
     the sake of fast matrix shapes. They are invisible outside: logits have V columns, and saved
-    files leave them out. The initial values come from ``generator``.
+    files leave them out. The initial values come from ``generator``; see ``init_weights``.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class GPT2(nn.Module):
         config: GPT2Config,
         pad_vocab_to_multiple: int = 1,
         generator: torch.Generator | None = None,
+        zero_init_projections: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -43,7 +44,7 @@ class GPT2(nn.Module):
         self.lm_head = Linear(C, V, bias=False)
         self.tie_weights()
         if not self.wte.weight.is_meta:
-            self.init_weights(generator)
+            self.init_weights(generator, zero_init_projections)
 
     def tie_weights(self) -> None:
         """Let the head share the token embedding, where the config says so."""
@@ -64,13 +65,21 @@ class GPT2(nn.Module):
         self.checkpointed_blocks, self.loss_chunks = checkpointed_blocks, loss_chunks
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw every parameter as the manifest says; padded rows are zero."""
+    def init_weights(
+        self, generator: torch.Generator | None = None, zero_init_projections: bool = False
+    ) -> None:
+        """Draw every parameter as the manifest says; padded rows are zero.
+
+        With ``zero_init_projections`` the matrices that write to the residual stream are zero, so
+        that each block begins as the identity.
+        """
         for spec in manifest(self.config):
             if not spec.tied_to:
                 weight = self.get_parameter(spec.name)
                 rows = weight[: spec.shape[0]]
                 weight.zero_()
+                if zero_init_projections and spec.name.endswith("c_proj.weight"):
+                    continue
                 if spec.init_std:
                     rows.normal_(spec.init_mean, spec.init_std, generator=generator)
                 else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gptfit.config import GPT2Config
 from gptfit.model.activations import ACTIVATIONS
+from gptfit.model.attention import causal_attention
 from gptfit.model.kv_cache import KVCache
 
 
@@ -64,11 +65,11 @@ class MultiHeadAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0
+        k, v = k.to(q.dtype), v.to(q.dtype)
         # One query sees all keys; several without a mask are a prefill from the first position.
-        causal = mask is None and q.shape[2] > 1
-        return F.scaled_dot_product_attention(
-            q, k.to(q.dtype), v.to(q.dtype), mask, dropout, is_causal=causal, scale=self.scale
-        )
+        if mask is None and q.shape[2] == k.shape[2]:
+            return causal_attention(q, k, v, self.scale, dropout)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
 
     def _attend_in_float32(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """``reorder_and_upcast_attn``: scores and softmax in float32 whatever autocast says."""

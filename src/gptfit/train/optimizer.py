@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW in two groups, matrices decay, biases and norms do not."""
+"""The optimizer of a run: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from torch import Tensor
 
 from gptfit.config import TrainConfig
 from gptfit.model import GPT2
-from gptfit.plan.manifest import manifest
+from gptfit.plan.manifest import TensorSpec, manifest
+from gptfit.train.muon import Muon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTUM = "momentum"
 
 
 class Optimizer:
-    """What updates a model's parameters, and the tensors it remembers between updates."""
+    """What updates a model's parameters, and the tensors it remembers between updates.
 
-    def __init__(self, model: GPT2, config: TrainConfig) -> None:
+    Of AdamW's parameters matrices decay, biases and norms do not. Muon multiplies in ``dtype``, that
+    of the forward pass.
+    """
+
+    def __init__(
+        self, model: GPT2, config: TrainConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model = model
         self.config = config
         specs = [spec for spec in manifest(model.config) if not spec.tied_to]
+        matrices = [spec for spec in specs if config.optimizer == "muon" and by_muon(spec)]
+        self.by_adamw = [spec for spec in specs if spec not in matrices]
         groups = [
             {
                 "params": [
-                    model.get_parameter(spec.name) for spec in specs if spec.decayed == decayed
+                    model.get_parameter(spec.name)
+                    for spec in self.by_adamw
+                    if spec.decayed == decayed
                 ],
                 "weight_decay": config.weight_decay if decayed else 0.0,
             }
@@ -37,32 +49,38 @@ class Optimizer:
             eps=config.adam_epsilon,
             fused=True,
         )
+        self.muon = Muon(
+            [(spec.name, model.get_parameter(spec.name), cuts(spec)) for spec in matrices],
+            config.muon_momentum,
+            config.weight_decay,
+            dtype,
+        )
 
     def step(self, factor: float = 1.0) -> None:
-        """Update the parameters at ``factor`` of the full learning rate, and drop the gradients."""
+        """Update the parameters at ``factor`` of the full learning rates, and drop the gradients."""
         for group in self.adamw.param_groups:
             group["lr"] = factor * self.config.learning_rate
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        self.muon.step(factor * self.config.muon_learning_rate)
 
     def state(self) -> dict[str, Tensor]:
         """The moments by ``moment/parameter``, without rows that only pad the vocabulary.
 
         The tensors may be those that the next step changes.
         """
-        state = {}
-        for spec in manifest(self.model.config):
-            moments = self.adamw.state.get(self.model.get_parameter(spec.name))
-            if moments and not spec.tied_to:
+        state = {f"{MOMENTUM}/{name}": tensor for name, tensor in self.muon.state().items()}
+        for spec in self.by_adamw:
+            if moments := self.adamw.state.get(self.model.get_parameter(spec.name)):
                 for moment in MOMENTS:
                     state[f"{moment}/{spec.name}"] = moments[moment][: spec.shape[0]]
         return state
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
         """Put what ``state`` gave back, after ``step`` updates."""
-        for spec in manifest(self.model.config):
-            if spec.tied_to or step == 0:
-                continue
+        if step == 0:
+            return
+        for spec in self.by_adamw:
             parameter = self.model.get_parameter(spec.name)
             moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             for moment in MOMENTS:
@@ -70,3 +88,21 @@ class Optimizer:
                 moments[moment][: spec.shape[0]] = kept
             updates = torch.tensor(float(step), device=parameter.device)
             self.adamw.state[parameter] = {"step": updates, **moments}
+        prefix = f"{MOMENTUM}/"
+        self.muon.restore(
+            {
+                key.removeprefix(prefix): kept
+                for key, kept in state.items()
+                if key.startswith(prefix)
+            }
+        )
+
+
+def by_muon(spec: TensorSpec) -> bool:
+    """Whether Muon updates this tensor: the matrices within the blocks, no embedding and no head."""
+    return spec.transposed_in_hf
+
+
+def cuts(spec: TensorSpec) -> int:
+    """Into how many matrices a tensor is cut: query, key and value are three that stand in one."""
+    return 3 if spec.name.endswith("c_attn.weight") else 1

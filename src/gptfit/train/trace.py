@@ -26,7 +26,6 @@ from gptfit.generate.evaluate import evaluation_batch_size
 from gptfit.model import GPT2
 from gptfit.model.activations import ACTIVATIONS, gelu_tanh
 from gptfit.plan.step import (
-    ADAMW,
     BFLOAT16,
     CHUNKED,
     EAGER,
@@ -70,7 +69,7 @@ class Session:
     def train(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer | torch.optim.Optimizer,
         losses: Sequence[Callable[[], Any]],
         max_norm: float = 1.0,
     ) -> None:
@@ -94,9 +93,8 @@ class Session:
         foreach = self.device.type != "meta"
         torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=foreach)
         optimizer.step()
-        states = (s for state in optimizer.state.values() for s in state.values())
-        self.tracer.assign((s for s in states if isinstance(s, Tensor)), OPTIMIZER)
-        optimizer.zero_grad(set_to_none=True)
+        self.tracer.assign(tensors_of(optimizer), OPTIMIZER)
+        model.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -155,7 +153,6 @@ def require_traceable(step: TrainingStep) -> None:
     reasons = {
         "compiled": step.compiled and "torch.compile makes its kernels on the device itself",
         "parallel": step.parallel != SINGLE and "one process cannot stand for several devices",
-        "optimizer": step.optimizer != ADAMW and f"gptfit trains with {ADAMW}",
         "device_kind": step.device_kind not in ("cpu", "cuda") and "only cpu and cuda are known",
     }
     problems = [
@@ -227,8 +224,19 @@ def recomputed_loss(model: GPT2, inputs: Tensor, targets: Tensor, chunks: int) -
     return torch.stack(losses).sum() / len(x)
 
 
-def optimizer_of(model: GPT2, step: TrainingStep) -> torch.optim.Optimizer:
-    """gptfit's fused AdamW, or torch's default one with its temporary copies."""
+def optimizer_of(model: GPT2, step: TrainingStep) -> Optimizer | torch.optim.Optimizer:
+    """gptfit's own, or torch's default AdamW with its temporary copies."""
     if step.fused_optimizer:
-        return Optimizer(model, TrainConfig()).adamw
+        config = TrainConfig(optimizer=step.optimizer)
+        return Optimizer(model, config, getattr(torch, step.dtype))
     return torch.optim.AdamW(model.parameters(), foreach=True)
+
+
+def tensors_of(optimizer: Optimizer | torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer remembers."""
+    if isinstance(optimizer, Optimizer):
+        moments = list(optimizer.state().values())
+        counts = [state["step"] for state in optimizer.adamw.state.values()]
+        return moments + counts
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [value for value in values if isinstance(value, Tensor)]

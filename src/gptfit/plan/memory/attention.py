@@ -22,6 +22,8 @@ def attention_of(case: Case) -> Attention:
         return Eager(case)
     if not case.flash:
         return Unfused(case)
+    if case.blocked:
+        return Blocked(case)
     return Padded(case) if case.pads_heads else Attention(case)
 
 
@@ -61,6 +63,72 @@ class Attention:
         """Three gradients become one tensor."""
         tape.take("d qkv", TRANSIENTS, "n·s·3·C", "the same in one tensor")
         tape.free("d q, k, v")
+
+
+QUERIES = 128
+"""Queries of one block of ``gptfit.model.attention``, which a test holds it to."""
+LAST = f"(T - {QUERIES}·((T - 1) // {QUERIES}))"
+ALL_WEIGHTS = f"({QUERIES**2 // 2}·(T // {QUERIES})·(T // {QUERIES} + 1) + (T - {QUERIES}·(T // {QUERIES}))·T)"
+
+
+@dataclass(frozen=True)
+class Blocked(Attention):
+    """Plain products of blocks of queries in bfloat16; the weights of all blocks are kept.
+
+    Of several heads of several sequences (w is 1) queries, keys and values are copied; else a view
+    of them is kept.
+    """
+
+    shares_output = False
+    keeps_qkv = False
+
+    def forward(self, tape: Tape) -> None:
+        """Block after block. What the last one needs is the most."""
+        tape.take("q, k, v copies", ACTIVATIONS, "w·n·2·3·C", "contiguous queries, keys and values")
+        tape.take("blocked output", TRANSIENTS, "n·2·C", "output of attention, head by head")
+        tape.take(
+            "attention weights",
+            ACTIVATIONS,
+            f"2·B·H·{ALL_WEIGHTS}",
+            "weights of all blocks, bfloat16",
+        )
+        tape.take("future", TRANSIENTS, f"2·{LAST}·T", "mask of one block")
+        tape.take("scores", TRANSIENTS, f"2·B·H·{LAST}·T", "scores of one block")
+        tape.free("future", "scores")
+        tape.take("block", TRANSIENTS, f"2·{LAST}·B·C", "output of one block")
+        tape.free("block")
+        tape.used("q, k, v copies", "attention weights")
+        tape.take("copy", TRANSIENTS, "h·n·2·C")
+        tape.free("blocked output", "copy")
+        tape.take(OUTPUT, ACTIVATIONS, "n·2·C", "output of attention")
+
+    def leave(self, tape: Tape) -> None:
+        """The function returns; its derivative reads copies, or a view if there was no need to copy."""
+        tape.free("q, k, v")
+        tape.take("view of q, k, v", ACTIVATIONS, "(1 - w)·n·2·3·C", "queries, keys and values")
+        tape.used("view of q, k, v")
+
+    def backward(self, tape: Tape) -> None:
+        """Block after block; the last one needs most."""
+        tape.take("d output copy", TRANSIENTS, "w·n·2·C", "gradient of the output, head by head")
+        tape.take("d blocked", TRANSIENTS, "n·2·3·C", "gradients of queries, keys and values")
+        tape.take("d values of a block", TRANSIENTS, "n·2·C")
+        tape.free("d values of a block")
+        tape.take("d weights", TRANSIENTS, f"2·B·H·{LAST}·T", "gradient of a block's weights")
+        tape.take("d scores", TRANSIENTS, f"2·B·H·{LAST}·T", "gradient of a block's scores")
+        tape.free("d weights")
+        tape.take("d keys of a block", TRANSIENTS, "n·2·C")
+        tape.free("d keys of a block", "d scores")
+        names = [
+            name
+            for name in ("attention weights", "q, k, v copies", "view of q, k, v")
+            if name in tape.held
+        ]
+        tape.free("d output copy", OUTPUT_GRADIENT, *names)
+        tape.take("copy", TRANSIENTS, "h·n·2·3·C")
+        tape.free("d blocked", "copy")
+        tape.take("d q, k, v", TRANSIENTS, "n·2·3·C", "gradients of queries, keys and values")
+        self.join(tape)
 
 
 @dataclass(frozen=True)

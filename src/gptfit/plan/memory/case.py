@@ -119,6 +119,11 @@ class Case:
         return not (self.cpu and self.attn_dropout)
 
     @property
+    def blocked(self) -> bool:
+        """Whether attention is ``gptfit.model.attention.BlockedAttention``, which keeps its weights."""
+        return self.cpu and self.autocast and not self.attn_dropout
+
+    @property
     def pads_heads(self) -> bool:
         """Whether CUDA's flash attention gets copies with wider heads."""
         return self.autocast and not self.cpu and self.config.head_dim % 8 > 0

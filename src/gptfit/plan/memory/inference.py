@@ -3,6 +3,7 @@ still there, and nothing is saved for a backward pass, so tensors live as long a
 
 from __future__ import annotations
 
+from gptfit.plan.memory.attention import QUERIES
 from gptfit.plan.memory.block import BIAS, C_ATTN, C_FC, C_PROJ, MLP_PROJ, WEIGHT
 from gptfit.plan.memory.case import Case
 from gptfit.plan.memory.tape import (
@@ -118,4 +119,13 @@ def attend(case: Case, tape: Tape, rows: str) -> None:
     if case.upcast or case.eager:
         tape.take("scores", TRANSIENTS, f"{rows}·3·4·H·R", "scores, masked scores and softmax")
         tape.free("scores")
+    elif case.cpu and case.autocast:
+        tape.take(
+            "q, k, v copies", TRANSIENTS, f"w·{rows}·2·3·C", "contiguous queries, keys, values"
+        )
+        block = f"{rows} // R·H·min(R, {QUERIES})·R"
+        tape.take(
+            "scores", TRANSIENTS, f"2·2·{block}", "scores and weights of one block of queries"
+        )
+        tape.free("q, k, v copies", "scores")
     tape.take("attention output", TRANSIENTS, f"{rows}·s·C", "output of attention")

@@ -75,7 +75,8 @@ def states(case: Case, tape: Tape) -> None:
         tape.take("moments", OPTIMIZER, f"(4·L·m + 8·(N - L·m)){share}", source)
     else:
         tape.take("moments", OPTIMIZER, f"8·N{share}", "AdamW's two moments in float32")
-    counts = "4·(3 + u + b + L·6·(1 + b))"
+    matrices = "- 4·L" if case.muon else ""  # Muon counts no steps
+    counts = f"4·(3 + u + b + L·6·(1 + b) {matrices})"
     tape.take("step counts", OPTIMIZER, counts, "steps taken, once per tensor")
     if case.ddp:
         tape.take("buckets", COMMUNICATION, "4·N", "DDP's buckets, where gradients are averaged")
@@ -175,10 +176,32 @@ def update(case: Case, tape: Tape) -> None:
     if not case.grads_in_buckets:
         tape.take("gradients", GRADIENTS, f"4·N{share}", "gradients in float32")
     if case.muon:
-        newton_schulz = "2·(3·C·F + 2·C²) + 4·C·F"
-        source = "Newton-Schulz iteration of the largest matrix in bfloat16, and its update"
-        tape.take("iteration", TRANSIENTS, f"({newton_schulz})", source)
+        muon(case, tape)
     elif not case.step.fused_optimizer:
         copies = f"4·N{share}"
         tape.take("copies", TRANSIENTS, copies, "temporary copies of torch's foreach AdamW")
     tape.free()
+
+
+def muon(case: Case, tape: Tape) -> None:
+    """AdamW has dropped its gradients; then the blocks' matrices, all of one shape at a time."""
+    tape.free("gradients")
+    square, oblong = ("4·L·C²", "4·L·C²"), ("2·L·C·F", "2·L·min(C, F)²")
+    if case.config.n_inner == case.config.n_embd:
+        stacks = [("6·L·C²", "6·L·C²")]
+    else:
+        stacks = [square, oblong]
+    left = "L·m"
+    for size, gram in stacks:
+        tape.take("gradients", GRADIENTS, f"4·{left}", "gradients of matrices, float32")
+        tape.take("directions", TRANSIENTS, f"4·{size}", "momentum and gradients, stacked")
+        tape.free("gradients")
+        left = f"({left} - {size})"
+        tape.take("gradients", GRADIENTS, f"4·{left}", "gradients of matrices, float32")
+        if case.autocast:
+            tape.take("low directions", TRANSIENTS, f"2·{size}", "the same in bfloat16")
+            tape.free("directions")
+            tape.rename("low directions", "directions")
+        tape.take("next directions", TRANSIENTS, f"s·{size}", "a Newton-Schulz iteration's result")
+        tape.take("polynomial", TRANSIENTS, f"2·s·{gram}", "products that it is made of")
+        tape.free("polynomial", "directions", "next directions", "gradients")
