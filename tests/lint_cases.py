@@ -174,7 +174,7 @@ ADVISED: dict[str, tuple[Subject, Subject]] = {
         subject(data=DataFacts(vocab_size=65537, token_dtype="uint16")),
         subject(data=DataFacts(vocab_size=65536, token_dtype="uint16")),
     ),
-    "T01": (subject("lr=0.1"), subject("lr=6e-4")),
+    "T01": (subject("lr=0.1", "optimizer=adamw"), subject("lr=6e-4", "optimizer=adamw")),
     "T02": (
         subject("max_steps=100", "warmup_steps=50"),
         subject("max_steps=100", "warmup_steps=10"),

@@ -8,6 +8,7 @@ COSTS = Costs(
     {
         "block products": 4e-12,
         "head products": 8e-12,
+        "orthogonalization": 8e-12,
         "attention": 1e-11,
         "pointwise": 1e-8,
         "loss": 1e-9,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from written_run import told, write_run
 
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "tiktoken", "matplotlib")
 VERBS: list[list[str]] = [
@@ -18,6 +21,8 @@ VERBS: list[list[str]] = [
     ["plan", "gpt2", "--device", "rtx4090"],
     ["fit", "--help"],
     ["train", "--help"],
+    ["runs", "RUN"],
+    ["plot", "--help"],
     ["generate", "--help"],
 ]
 
@@ -34,8 +39,10 @@ print("loaded:", *(name for name in {heavy!r} if name in sys.modules))
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_no_heavy_import(verb: list[str]) -> None:
-    command = [sys.executable, "-c", PROGRAM.format(heavy=HEAVY), *verb]
+def test_no_heavy_import(verb: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", told(3.0))
+    words = [str(run) if word == "RUN" else word for word in verb]
+    command = [sys.executable, "-c", PROGRAM.format(heavy=HEAVY), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "loaded:"
     assert len(result.stdout.splitlines()) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from command_line import SMALL, TEXT, call
 from gptfit.data import TokenDataset, Tokenizer
+from gptfit.formats.integrity import verify
 
 
 def test_fit_from_text_to_sample(text: Path, tmp_path: Path) -> None:
@@ -190,8 +192,12 @@ def test_resume_with_another_shape(run: Path) -> None:
     assert "n_layer=7 conflicts with n_layer=1" in result.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_saves_and_says_how_to_go_on(text: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 0)]
+)
+def test_interrupt_saves_and_says_how_to_go_on(
+    text: Path, tmp_path: Path, number: int, code: int
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "gptfit", "train", "tiny-char", *SMALL, "max_steps=1000000"]
     command += ["--data", str(text), "--out", str(out), "log_interval=1"]
@@ -207,10 +213,11 @@ def test_interrupt_saves_and_says_how_to_go_on(text: Path, tmp_path: Path, numbe
         time.sleep(0.05)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in stderr
     assert f"gptfit train --resume {out}" in stdout
     pointer = json.loads((out / "checkpoints/last.json").read_text(encoding="utf-8"))
+    verify(out / "checkpoints" / pointer["folder"])
     step = int(pointer["folder"].removeprefix("step-"))
     assert step > 0
     resumed = call("train", "--resume", out, f"max_steps={step + 2}", "--json")
@@ -378,3 +385,20 @@ def test_training_outlives_the_reader_of_its_progress(text: Path, tmp_path: Path
     process.stderr.close()
     assert process.wait(timeout=120) == 0
     assert (out / "checkpoints/last").resolve().name == "step-000030"
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&-"])
+def test_nobody_reads_the_result_and_the_locale_is_c(
+    text: Path, tmp_path: Path, redirection: str
+) -> None:
+    arguments = ["tiny-char", *SMALL, "max_steps=2", "--data", str(text), "--out", "run"]
+    command = shlex.join([sys.executable, "-m", "gptfit", "train", *arguments])
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {redirection}"],
+        cwd=tmp_path, env=os.environ | environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "validation" in result.stderr
+    assert not any(word in result.stderr for word in ("Traceback", "Exception", "\x1b"))
+    assert (tmp_path / "run/checkpoints/last").resolve().name == "step-000002"

@@ -150,6 +150,7 @@ def test_heads_are_64_wide_except_where_the_source_says_otherwise() -> None:
         "tiny-char": 48,
         "500M-1024": 80,
         "nanogpt-shakespeare-char-cpu": 32,
+        "shakespeare-char-cpu-fast": 32,
     }
 
 

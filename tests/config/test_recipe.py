@@ -32,6 +32,17 @@ def test_defaults() -> None:
     assert recipe.origins["model.n_layer"] == "default"
     assert recipe.origins["model.n_inner"] == "follows n_embd"
     assert recipe.origins["train.min_lr"] == "follows learning_rate"
+    assert recipe.origins["train.learning_rate"] == "rule: for what Muon leaves"
+
+
+def test_the_learning_rate_follows_the_width_until_somebody_sets_it() -> None:
+    narrow = Recipe.resolve(overrides=["n_embd=64", "n_head=1", "optimizer=adamw"])
+    assert (narrow.train.learning_rate, narrow.train.min_lr) == (0.004, 0.0004)
+    wide = narrow.override(["n_embd=1024", "n_head=16"])
+    assert (wide.train.learning_rate, wide.train.min_lr) == (0.001, 0.0001)
+    assert wide.override(["lr=5e-4"]).override(["n_embd=64"]).train.learning_rate == 5e-4
+    assert wide.override(["optimizer=muon"]).train.learning_rate == 0.004
+    assert Recipe.from_dict(wide.to_dict()).train.learning_rate == 0.001
 
 
 def test_layers(tmp_path: Path) -> None:
@@ -218,7 +229,7 @@ def test_to_dict_resolved_shows_every_value() -> None:
     ("section", "values", "message"),
     [
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 5}, "micro_batch_size=5 does not divide batch_size=12; try 4"),
-        (TrainConfig, {"min_lr": 1e-2}, "min_lr=0.01 is above learning_rate=0.0006; use at most 0.0006"),
+        (TrainConfig, {"min_lr": 1e-2}, "min_lr=0.01 is above learning_rate=0.004; use at most 0.004"),
         (TrainConfig, {"schedule": "cosin"}, "did you mean 'cosine'?"),
         (TrainConfig, {"beta2": 1.0}, "beta2=1.0 must be in [0, 1); the default is 0.95"),
         (TrainConfig, {"max_steps": 0}, "max_steps=0 must be positive"),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptfit.data import TextSource, TokenDataset, Tokenizer, prepare
+from gptfit.data.preparation import FILES
 from gptfit.errors import DataError
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -189,6 +190,31 @@ def test_interrupt_leaves_nothing(tmp_path: Path, interrupt: BaseException) -> N
     with pytest.raises(expected):
         prepare(source(tmp_path), bpe(), tmp_path / "mine", progress=stop)
     assert not names(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("moved", [0, 1, 4])
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, moved: int) -> None:
+    """Killed while it wrote, or while it moved what it had written."""
+    whole = prepare(source(tmp_path), bpe(), tmp_path / "whole")
+    out = tmp_path / "out"
+    half = out / ".preparing-abc"
+    half.mkdir(parents=True)
+    (out / "mine.txt").write_text("mine", encoding="utf-8")
+    for number, name in enumerate(FILES[:-1]):
+        if (whole.folder / name).exists():
+            shutil.copy(whole.folder / name, out / name if number < moved else half / name)
+    again = prepare(source(tmp_path), bpe(), out)
+    assert again.fingerprint == whole.fingerprint
+    assert names(out) == names(whole.folder) | {"mine.txt"}
+
+
+def test_leftovers_beside_whole_data_cost_only_themselves(tmp_path: Path) -> None:
+    first = prepare(source(tmp_path), bpe(), tmp_path / "out")
+    (tmp_path / "out/.preparing-abc").mkdir()
+    with pytest.raises(DataError, match="already holds data of another text"):
+        prepare(source(tmp_path, TEXT + "more"), bpe(), tmp_path / "out")
+    assert not (tmp_path / "out/.preparing-abc").exists()
+    assert TokenDataset.open(tmp_path / "out").fingerprint == first.fingerprint
 
 
 def test_beside_other_files(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_first_bad_id_is_found_in_any_part(nanogpt: Path, monkeypatch: pytest.Mo
         TokenDataset.open(nanogpt)
 
 
+def npy(values: np.ndarray) -> bytes:
+    """As ``numpy.save`` writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 def _edit(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "tokens.json"
@@ -130,6 +137,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer": (_edit(version=2), r"was written by a newer gptfit \(format 2\); upgrade"),
     "missing key": (_edit(dtype=None), r"missing or unknown dtype"),
     "unknown key": (_edit(extra=1), r"missing or unknown extra"),
+    "vocabulary": (_edit(vocab_size=99), r"tokens\.json: vocab_size=99 is not the tokenizer's 10"),
     "dtype": (_edit(dtype="object"), r"dtype has an impossible value"),
     "version": (_edit(version="1"), r"version has an impossible value"),
     "counts": (_edit(tokens={"train": 5}), r"tokens has an impossible value"),
@@ -157,6 +165,75 @@ def test_damaged_bare(nanogpt: Path, content: bytes, message: str) -> None:
     (nanogpt / "val.bin").write_bytes(content)
     with pytest.raises(DataError, match=message):
         TokenDataset.open(nanogpt)
+
+
+IDS = np.arange(1, 200) % 11
+NOT_TOKENS: dict[str, tuple[bytes, str]] = {
+    "32 bits": (
+        IDS.astype("<u4").tobytes(),
+        r"train\.bin: every second value is 0, as in tokens of",
+    ),
+    "64 bits": (
+        IDS.astype("<i8").tobytes(),
+        r"train\.bin: every second value is 0, as in tokens of",
+    ),
+    "text": (("Où est le café ? " * 9).encode(), r"train\.bin holds text, not tokens; make them w"),
+    "numpy.save": (npy(IDS.astype("<u2")), r"train\.bin is an array of numpy\.save, with a header"),
+    "8 bits": (IDS.astype("u1").tobytes(), r"train\.bin has 199 bytes, no multiple of 2"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TOKENS)
+def test_what_would_pass_for_tokens(nanogpt: Path, kind: str) -> None:
+    """GPT-2's vocabulary is so large that most pairs of bytes are ids of it."""
+    content, message = NOT_TOKENS[kind]
+    (nanogpt / "train.bin").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        TokenDataset.open(nanogpt)
+
+
+@pytest.mark.parametrize("ids", [[0] * 500, [10] * 500, [0, 0, 0, 7] * 90], ids=["0", "10", "0007"])
+def test_monotonous_tokens_are_tokens(nanogpt: Path, ids: list[int]) -> None:
+    np.array(ids, dtype="<u2").tofile(nanogpt / "train.bin")
+    assert TokenDataset.open(nanogpt).train.tolist() == ids
+
+
+def test_changed_while_in_use(prepared: Path) -> None:
+    dataset = TokenDataset.open(prepared)
+    dataset.require_unchanged()
+    os.utime(prepared / "train.bin", (1, 1))
+    dataset.require_unchanged()  # touched, and read again to see that it is the same
+    with (prepared / "val.bin").open("r+b") as file:
+        file.write(b"\1\0\2\0\3\0")
+    os.utime(prepared / "val.bin", (2, 2))
+    with pytest.raises(DataError, match=r"val\.bin has changed: its sha256 is"):
+        dataset.require_unchanged()
+
+
+def test_cut_off_while_in_use(prepared: Path) -> None:
+    """Reading the pages that are gone would kill the process without a word."""
+    dataset = TokenDataset.open(prepared)
+    os.truncate(prepared / "train.bin", 10)
+    with pytest.raises(DataError, match=r"train\.bin has been cut off .* 10 of 504 bytes are left"):
+        dataset.require_unchanged()
+
+
+def test_an_untouched_file_is_not_read_again(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = TokenDataset.open(prepared)
+    monkeypatch.setattr("gptfit.data.tokens._scan", None)
+    dataset.require_unchanged()
+
+
+def test_tokens_replaced_or_deleted_stay_mapped(prepared: Path) -> None:
+    dataset = TokenDataset.open(prepared)
+    before = dataset.train.tolist()
+    (prepared / "new").write_bytes(b"\0\0" * 50)
+    (prepared / "new").replace(prepared / "train.bin")
+    (prepared / "val.bin").unlink()
+    dataset.require_unchanged()
+    assert dataset.train.tolist() == before
 
 
 def test_changed_while_open(prepared: Path) -> None:

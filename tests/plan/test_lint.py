@@ -226,7 +226,7 @@ def test_many_tokens_per_parameter() -> None:
 
 
 def test_fine_tuning_is_not_a_low_rate() -> None:
-    low = ["lr=1e-5", "batch_size=512"]
+    low = ["lr=1e-5", "batch_size=512", "optimizer=adamw"]
     assert "T01" in codes(subject(*low))
     assert "T01" not in codes(subject(*low, "schedule=constant", "warmup_steps=0"))
 

@@ -16,7 +16,7 @@ from gptfit.plan.time import letters_of
 from made_up import COSTS
 
 TEXT = Text(1e6, {512: 0.5, 2048: 0.35}, 2.0)
-MACHINE = Machine("cpu", 4e9, {"float32": COSTS})
+MACHINE = Machine("cpu", 4e9, "float32", COSTS)
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,18 @@ from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.device import Device, choose_device
 from gptfit.train.pilot import fit_to_pilots
 
-SIZES = ((1, 16, 8, 1, 65, 1), (2, 16, 8, 2, 65, 1), (1, 32, 16, 2, 100, 2))
+SIZES = (
+    (1, 16, 8, 1, 65, 1, "adamw"),
+    (2, 16, 8, 2, 65, 1, "muon"),
+    (1, 32, 16, 2, 100, 2, "adamw"),
+)
 
 
 @pytest.fixture
 def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     """A CPU that has not been measured, with small models to measure it by."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("NARROW", "WIDE"):
-        monkeypatch.setattr(calibrate, name, SIZES)
+    monkeypatch.setattr(calibrate, "ON_CPU", SIZES)
     monkeypatch.setattr(calibrate, "SECONDS_PER_SAMPLE", 0.01)
     return choose_device("cpu", "float32", GPT2Config())
 
@@ -56,9 +59,9 @@ def test_a_step_leaves_nothing_behind(cpu: Device) -> None:
     assert not list(calibration.calibration_file(calibrate.fingerprint(cpu)).parent.glob("*"))
 
 
-def test_a_fixed_width_needs_one_precision_only(cpu: Device) -> None:
-    base = Recipe.resolve(overrides=["n_embd=64", "n_head=2", "device=cpu"])
-    assert len(calibrate.this_machine(base, lambda line: None).costs) == 1
+def test_a_width_too_narrow_for_bfloat16_is_measured_in_float32(cpu: Device) -> None:
+    base = Recipe.resolve(overrides=["n_embd=32", "n_head=2", "device=cpu"])
+    assert calibrate.this_machine(base, lambda line: None).dtype == "float32"
 
 
 def test_a_large_tensor_finds_its_pages_again() -> None:

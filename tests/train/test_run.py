@@ -15,9 +15,9 @@ from gptfit.errors import CheckpointError, ConfigError, DataError
 from gptfit.formats.hf import load_model
 from gptfit.generate import evaluate
 from gptfit.train import run as runs
+from gptfit.train.anomaly import TrainingDivergedError
 from gptfit.train.events import Event, MetricsFile, Sampled, Stepped
 from gptfit.train.interrupt import Interrupt
-from gptfit.train.loop import TrainingDivergedError
 from tiny_run import finish, make_trainer
 
 
@@ -211,7 +211,7 @@ def test_no_space_is_said_before_training_is_lost(
     trainer = make_trainer(tmp_path / "run")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(CheckpointError, match=r"needs .* MB and 0 MB are free; make room"):
+    with pytest.raises(CheckpointError, match=r"needs [\d,]+ bytes and 1,000 bytes are free; make"):
         finish(trainer)
 
 
@@ -270,9 +270,12 @@ def test_a_checkpoint_of_another_future_is_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     finish(make_trainer(run, "max_steps=8", "keep_checkpoints=9"))
     abandoned = weights(run)
-    (run / "checkpoints/last.json").write_text('{"folder": "step-000004"}', encoding="utf-8")
-    trainer = runs.resume(run, ["max_steps=9", "eval_interval=8"])
+    trainer = runs.resume(run / "checkpoints/step-000004", ["max_steps=9", "eval_interval=8"])
     assert trainer.state.step == 4
+    assert torch.equal(
+        load_file(run / "checkpoints/left-step-000008/model.safetensors")["transformer.wte.weight"],
+        abandoned["transformer.wte.weight"],
+    )
     with torch.no_grad():
         trainer.model.wte.weight.add_(0.1)
     finish(trainer)
@@ -353,9 +356,8 @@ def test_a_sample_prompt_that_cannot_be_encoded_is_found_at_once(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_pointer_the_whole_checkpoints_are_named(trained: Path) -> None:
-    (trained / "checkpoints/last.json").unlink()
-    with pytest.raises(CheckpointError, match=r"step-000008, step-000012 can be had.*last\.json"):
+def test_whole_checkpoints_are_named_beside_a_damaged_one(trained: Path) -> None:
+    (trained / "checkpoints/step-000012/model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-000008 can be had, .*checkpoints/step-000008"):
         runs.resume(trained)
-    (trained / "checkpoints/last.json").write_text('{"folder": "step-000008"}', encoding="utf-8")
-    assert runs.resume(trained).state.step == 8
+    assert runs.resume(trained / "checkpoints/step-000008").state.step == 8

@@ -18,7 +18,8 @@ from gptfit.model import GPT2
 from gptfit.plan.step import CHUNKED, EAGER, RECOMPUTED, WHOLE, TrainingStep
 from gptfit.train import tracer
 from gptfit.train.device import Device
-from gptfit.train.loop import Interval, Trainer
+from gptfit.train.interval import Interval
+from gptfit.train.loop import Trainer
 from gptfit.train.trace import Session, trace, trace_step
 from gptfit.train.tracer import Trace
 from random_configs import random_config

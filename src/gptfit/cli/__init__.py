@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
-from gptfit.cli import configs, devices, generating, linting, planning, training
-from gptfit.cli.console import CommandGroup
+from gptfit.cli import benching, configs, devices, generating, history, linting, planning, training
+from gptfit.cli.console import CommandGroup, spare_unknown_letters
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -39,7 +40,7 @@ def options(
     """Options before the verb."""
 
 
-for module in (training, generating, configs, planning, devices, linting):
+for module in (training, generating, history, configs, planning, devices, linting, benching):
     module.register(app)
 
 
@@ -49,4 +50,8 @@ def main() -> None:
     # another program has taken a core they spin through its whole time slice, at every operation.
     # Giving up the wait sooner costs nothing on an idle machine: see benchmarks/spinning.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    spare_unknown_letters()
     app()

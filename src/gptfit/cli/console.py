@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -19,18 +20,23 @@ PIPED_WIDTH = 120
 
 def stdout() -> Console:
     """For results."""
-    return _console(sys.stdout.isatty())
+    return _console(sys.stdout.isatty(), quiet=not is_main())
 
 
 def stderr() -> Console:
     """For progress and remarks."""
-    return _console(sys.stderr.isatty(), stderr=True)
+    return _console(sys.stderr.isatty(), stderr=True, quiet=not is_main())
 
 
-def _console(is_terminal: bool, stderr: bool = False) -> Console:
+def is_main() -> bool:
+    """Of the processes that torchrun has started together, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _console(is_terminal: bool, stderr: bool = False, quiet: bool = False) -> Console:
     # No markup: what is printed holds names and texts of other people, brackets included.
     width = None if is_terminal else PIPED_WIDTH
-    return QuietlyBroken(stderr=stderr, width=width, highlight=False, markup=False)
+    return QuietlyBroken(stderr=stderr, quiet=quiet, width=width, highlight=False, markup=False)
 
 
 class QuietlyBroken(Console):
@@ -43,7 +49,21 @@ class QuietlyBroken(Console):
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    if is_main():
+        knows_all = sys.stdout.encoding.lower() == "utf-8"
+        print(json.dumps(value, indent=2, ensure_ascii=not knows_all))
+
+
+def spare_unknown_letters() -> None:
+    """Where the terminal's alphabet lacks a letter, print a question mark rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def warn(text: str) -> None:
+    """One line that stands out."""
+    stderr().print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -63,7 +83,9 @@ class CommandGroup(typer.core.TyperGroup):
         except GptfitError as error:
             if ctx.params.get("debug"):
                 raise
-            stderr().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            if _is_first_to_fail():
+                console = _console(sys.stderr.isatty(), stderr=True)
+                console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             stderr().print("interrupted")
@@ -71,3 +93,12 @@ class CommandGroup(typer.core.TyperGroup):
         except BrokenPipeError:
             sys.stderr.close()  # the reader has left; there is nobody to tell
             raise typer.Exit(0) from None
+
+
+def _is_first_to_fail() -> bool:
+    """An error that all processes meet, or that ends the others too, is told once."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from gptfit.train.processes import is_first_to_fail
+
+    return is_first_to_fail()

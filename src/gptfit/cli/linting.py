@@ -110,15 +110,22 @@ def _codes(text: str) -> list[str]:
     return [code.strip() for code in text.split(",") if code.strip()]
 
 
-def heed(recipe: Recipe, dataset: TokenDataset, ignore: str = "") -> list[Finding]:
+def heed(
+    recipe: Recipe, dataset: TokenDataset, ignore: str = "", processes: int = 1
+) -> list[Finding]:
     """Before training: the warnings; ``ConfigError`` with what the rules call errors."""
     from gptfit.plan.hardware import match_device, this_cpu
-    from gptfit.train.device import choose_device
+    from gptfit.train.device import choose_device, choose_parallel, shared
 
     chosen = choose_device(recipe.run.device, recipe.run.dtype, recipe.model)
     on_cpu = chosen.torch_device.type == "cpu"
     device = this_cpu() if on_cpu else match_device(chosen.name)
-    subject = Subject(recipe=recipe, data=facts_of(dataset), device=device)
+    program = None
+    if processes > 1:
+        program = Program(
+            step=shared(recipe, choose_parallel(recipe, chosen, processes), processes)
+        )
+    subject = Subject(recipe=recipe, data=facts_of(dataset), device=device, program=program)
     findings = linter.lint(subject, ignore=_codes(ignore))
     if errors := [finding for finding in findings if finding.severity == linter.ERROR]:
         raise ConfigError(

@@ -20,7 +20,9 @@ OPTIONS += [
     "--style",
 ]
 OPTIONS += ["--compile", "--calibrate", "--pilot", "--verify", "--picture", "--explain", "--fix"]
-OPTIONS += ["--from", "--ignore", "--program", "--sarif", "--select"]
+OPTIONS += ["--contestants", "--list", "--nanogpt", "--recipe", "--rounds", "--steps", "--sweep"]
+OPTIONS += ["--from", "--ignore", "--program", "--sarif", "--select", "--x"]
+OPTIONS += ["--init-from", "--new-data"]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Typer context settings of verbs that take overrides."""
 

@@ -11,7 +11,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gptfit.train.events import Evaluated, Event, Sampled, Saved, Started, Stepped
+from gptfit.train.events import (
+    Evaluated,
+    Event,
+    MicroBatchHalved,
+    NonFinite,
+    Sampled,
+    Saved,
+    SaveFailed,
+    Started,
+    Stepped,
+)
 
 PLAIN_INTERVAL_SECONDS = 5.0
 SAMPLE_LINES = 8
@@ -52,6 +62,10 @@ class ProgressView:
                 f"training {event.parameters:,} parameters on {event.device} "
                 f"in {event.dtype}{resumed}"
             )
+            if event.compilation:
+                self.console.print(f"torch.compile: {event.compilation}", soft_wrap=True)
+        elif isinstance(event, SaveFailed | NonFinite | MicroBatchHalved):
+            self.console.print(f"warning: {trouble_text(event)}", style="yellow", soft_wrap=True)
         else:
             assert isinstance(event, Saved)
 
@@ -94,6 +108,25 @@ def step_text(event: Stepped) -> str:
         f"{clock(elapsed)} elapsed",
     ]
     return "  ".join(part for part in parts if part)
+
+
+def trouble_text(event: SaveFailed | NonFinite | MicroBatchHalved) -> str:
+    """What happened, and what was done about it."""
+    if isinstance(event, SaveFailed):
+        return f"{event.message}; training goes on"
+    if isinstance(event, MicroBatchHalved):
+        return (
+            f"memory ran out after step {event.step:,}: from here on micro_batch_size="
+            f"{event.micro_batch_size}, {event.grad_accum_steps} of them in a step, which sees as "
+            "many tokens as before"
+        )
+    where = "the evaluation" if event.batch is None else f"batch {event.batch:,}"
+    action = {
+        "stop": "training stops",
+        "skip": "that batch is skipped",
+        "rewind": "back to the last checkpoint, on from the batches after it",
+    }
+    return f"{where} after step {event.step:,} gave no finite number; {action[event.action]}"
 
 
 def _live_line(event: Stepped, width: int) -> Table:

@@ -131,7 +131,7 @@ def machine_of(device: DeviceSpec, recipe: Recipe) -> Machine:
     if costs is None:
         message = f"the speed of {device.name} in {dtype} is not known"
         raise ConfigError(Problem("device", message, "choose another: gptfit devices"))
-    return Machine(device.torch_kind, device.usable_bytes, {dtype: costs})
+    return Machine(device.torch_kind, device.usable_bytes, dtype, costs)
 
 
 def require_new(path: Path) -> None:

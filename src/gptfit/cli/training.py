@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptfit.cli.console import print_json, stderr, stdout, table
+from gptfit.cli.console import print_json, stderr, stdout, warn
+from gptfit.cli.outcome import run_to_end
 from gptfit.cli.overrides import SETTINGS, parse_duration, split_overrides
 from gptfit.config import DataConfig, Recipe
 from gptfit.errors import ConfigError
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from gptfit.data import TextSource, TokenDataset
     from gptfit.plan.lint import Finding
-    from gptfit.train.forecast import Figures, Fitted
-    from gptfit.train.loop import Outcome, Trainer
+    from gptfit.train.loop import Trainer
+    from gptfit.train.starting_point import StartingPoint
+    from gptfit.train.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AUTO = "auto"
+TOKENIZER_FIELDS = ("data.tokenizer", "data.bpe_vocab_size")
 Out = Annotated[Path | None, typer.Option(help="The run folder. [default: runs/NAME]")]
 
 
@@ -48,10 +51,16 @@ def fit(
     """Choose tokenizer and model for a text, this machine and a time; train; show the result."""
     from gptfit.cli.linting import heed
     from gptfit.train.fit import fit as choose
+    from gptfit.train.sinks import require_sinks
+    from gptfit.train.world import is_alone
 
+    if not is_alone():
+        raise ConfigError("fit measures and searches in one process; torchrun is for train")
     paths, overrides = split_overrides(text or [])
     seconds = parse_duration(time)
-    source = open_text(paths, Recipe.resolve(overrides=overrides).data)
+    wanted = Recipe.resolve(overrides=overrides)
+    require_sinks(wanted.run.track)
+    source = open_text(paths, wanted.data)
     console = stderr()
     fitted = choose(
         out or free_folder(source.name),
@@ -81,68 +90,151 @@ def train(
         list[str] | None, typer.Option(help="Text, or a folder made by prepare (or nanoGPT).")
     ] = None,
     out: Out = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run instead.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|CHECKPOINT|auto",
+            help="Continue this run, from its newest checkpoint or the one that is named. With auto: "
+            "the run --out, by the given recipe, from its newest sound checkpoint or from the start.",
+        ),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Start from the weights of a run, folder or hub model."),
+    ] = None,
+    new_data: Annotated[
+        bool, typer.Option("--new-data", help="Let the resumed run go on with other data.")
+    ] = False,
     time: Annotated[
         str | None,
-        typer.Option(help="End after this time (90s, 2m, 1h30m); with --resume, this much more."),
+        typer.Option(
+            help="End after this time (90s, 2m, 1h30m); with --resume RUN, this much more."
+        ),
     ] = None,
     ignore: Annotated[
         str, typer.Option(metavar="CODES", help="Leave these rules of gptfit lint out: D03,R01.")
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Train a model from scratch by a recipe, or take up a run where it stopped."""
-    from gptfit.cli.configs import read_recipe
-    from gptfit.cli.linting import heed, print_warnings
+    """Train a model by a recipe, from scratch or from weights, or take up a run where it stopped."""
     from gptfit.train import run as runs
-    from gptfit.train.loop import require_end
+    from gptfit.train.recovery import has_checkpoint
+    from gptfit.train.sinks import require_sinks
+    from gptfit.train.world import join
 
     seconds = parse_duration(time) if time else None
-    if resume is not None:
+    if resume not in (None, AUTO):
         paths, overrides = split_overrides(recipe or [])
-        if paths or data or out:
-            raise ConfigError(f"--resume {resume} brings its own recipe, data and folder")
-        run_to_end(runs.resume(resume, overrides, seconds), as_json)
+        if paths or out or init_from or (data and not new_data):
+            raise ConfigError(
+                f"--resume {resume} brings its own recipe, data and folder; for other data, add "
+                "--new-data"
+            )
+        overrides += [f"data.text={_tokens(data)}"] if data else []
+        with join() as world:
+            trainer = runs.resume(Path(resume), overrides, seconds, world, new_data, warn)
+            run_to_end(trainer, as_json)
         return
-    wanted, _ = read_recipe(recipe or [])
+    if resume == AUTO and out is None:
+        raise ConfigError("--resume auto needs --out RUN, the same folder each time")
+    if new_data and resume is None:
+        raise ConfigError("--new-data is for a run that is resumed")
+    wanted = _wanted(recipe or [], data, init_from, seconds)
+    require_sinks(wanted.run.track)
+    with join() as world:
+        world.micro_batch_size(wanted.train)
+        run = world.of_main(lambda: out or free_folder(wanted.name or "run"))
+        if resume == AUTO and world.of_main(lambda: has_checkpoint(run)):
+            try:
+                trainer = runs.resume_newest(run, wanted, world, new_data, warn)
+            except runs.SpentError as done:
+                stderr().print(str(done), soft_wrap=True)
+                return
+        else:
+            if resume == AUTO:
+                stderr().print(f"{run} holds no checkpoint: it starts afresh", soft_wrap=True)
+            trainer = _start(run, wanted, ignore, world)
+        run_to_end(trainer, as_json)
+
+
+def _wanted(
+    words: list[str], data: list[str] | None, init_from: str | None, seconds: float | None
+) -> Recipe:
+    """The recipe that the command line asks for."""
+    from gptfit.cli.configs import read_recipe
+    from gptfit.train.budget import require_end
+    from gptfit.train.run import is_prepared
+
+    wanted, _ = read_recipe(words)
     if seconds:
         wanted = wanted.override({"train.max_seconds": seconds})
     require_end(wanted.train)
+    if init_from:
+        wanted = wanted.override({"run.init_from": init_from})
     if data:
         wanted = wanted.override({"data.text": data})
-    if runs.is_prepared(wanted.data.text):  # resuming opens it again, from wherever that is called
+    if is_prepared(wanted.data.text):  # resuming opens it again, from wherever that is called
         wanted = wanted.override({"data.text": [str(Path(wanted.data.text[0]).resolve())]})
-    run = out or free_folder(wanted.name or "run")
-    with runs.new_run(run):
-        dataset = _dataset(run, wanted)
+    return wanted
+
+
+def _tokens(data: list[str]) -> str:
+    """The folder of tokens that --data names; a run that goes on has its tokenizer already."""
+    from gptfit.train.run import is_prepared
+
+    if not is_prepared(data):
+        raise ConfigError(
+            f"--new-data takes a folder of tokens, which {' '.join(data)} is not; make one with the "
+            "run's own tokenizer: gptfit prepare TEXT --out FOLDER --tokenizer RUN/data"
+        )
+    return str(Path(data[0]).resolve())
+
+
+def _start(run: Path, wanted: Recipe, ignore: str, world: World) -> Trainer:
+    """A new run; the main process makes its folder and its tokens, and warns."""
+    from gptfit.cli.linting import heed, print_warnings
+    from gptfit.train import run as runs
+
+    origin = world.main_first(*[lambda: runs.starting_point(wanted)] * 2)
+    with runs.new_run(run) if world.is_main else nullcontext():
+        dataset = world.main_first(
+            lambda: _dataset(run, wanted, origin), lambda: runs.open_dataset(run, wanted.data)
+        )
         kind = {"data.tokenizer": dataset.tokenizer.kind}
-        if runs.is_prepared(wanted.data.text) and dataset.tokenizer.kind != "file":
-            wanted = wanted.override(kind, "the prepared data")
-        warnings = heed(runs.with_vocabulary(wanted, dataset.tokenizer), dataset, ignore)
-        trainer = runs.start(run, wanted, dataset)
+        if (origin or runs.is_prepared(wanted.data.text)) and dataset.tokenizer.kind != "file":
+            wanted = wanted.override(kind, "the weights" if origin else "the prepared data")
+        known = runs.settled(wanted, dataset, origin)
+        warnings = heed(known, dataset, ignore, world.size)
+        trainer = runs.start(run, wanted, dataset, world)
     print_warnings(warnings)
-    run_to_end(trainer, as_json)
+    return trainer
 
 
-def _dataset(run: Path, recipe: Recipe) -> TokenDataset:
+def _dataset(run: Path, recipe: Recipe, origin: StartingPoint | None) -> TokenDataset:
     """The prepared folder that the recipe names, or its text, prepared into the run."""
     from gptfit.data import TokenDataset
     from gptfit.train.run import is_prepared, prepare_data
 
     if not is_prepared(recipe.data.text):
+        if origin is not None:
+            _require_unasked(recipe, f"{origin.name} has its tokenizer", TOKENIZER_FIELDS)
         source = open_text([], recipe.data)
         stderr().print(f"text: {source.description}, {source.total_bytes:,} bytes", soft_wrap=True)
-        return prepare_data(run, recipe.data, source)
-    fixed = [f"data.{name}" for name in ("tokenizer", "bpe_vocab_size", "val_fraction")]
-    if asked := [name for name in fixed if recipe.origins[name] == "command line"]:
-        raise ConfigError(
-            f"{recipe.data.text[0]} is prepared already, so {', '.join(asked)} cannot change; "
-            "leave it out, or give the text itself"
-        )
+        tokenizer = origin.tokenizer if origin else None
+        return prepare_data(run, recipe.data, source, tokenizer=tokenizer)
+    prepared = f"{recipe.data.text[0]} is prepared already"
+    _require_unasked(recipe, prepared, (*TOKENIZER_FIELDS, "data.val_fraction"))
     dataset = TokenDataset.open(Path(recipe.data.text[0]))
     for note in dataset.notes:
         stderr().print(f"note: {note}", soft_wrap=True)
     return dataset
+
+
+def _require_unasked(recipe: Recipe, reason: str, fields: tuple[str, ...]) -> None:
+    if asked := [name for name in fields if recipe.origins[name] == "command line"]:
+        raise ConfigError(
+            f"{reason}, so {', '.join(asked)} cannot change; leave it out, or give the text itself"
+        )
 
 
 def prepare(
@@ -214,95 +306,3 @@ def free_folder(name: str) -> Path:
     while (folder := base if number == 1 else base.with_name(f"{name}-{number}")).exists():
         number += 1
     return folder
-
-
-def run_to_end(trainer: Trainer, as_json: bool, fitted: Fitted | None = None) -> None:
-    """Train with a progress line, draw the curve, hold a forecast to account, say what to do next."""
-    from gptfit.cli.progress import ProgressView
-    from gptfit.train.interrupt import Interrupt
-    from gptfit.train.picture import draw_loss
-
-    console, run = stderr(), trainer.run_folder
-    with Interrupt() as interrupt, ProgressView(console) as view:
-        outcome = trainer.run(view, interrupt)
-    came = fitted.came(outcome) if fitted and not outcome.interrupted else None
-    if as_json:
-        compared = (
-            {"forecast": asdict(fitted.forecast), "came": asdict(came)} if fitted and came else {}
-        )
-        print_json(_outcome_values(trainer, outcome) | compared)
-    else:
-        _print_summary(trainer, outcome)
-        if fitted and came:
-            _print_comparison(fitted.forecast, came)
-    try:
-        draw_loss(run, run / "loss.png")
-    except OSError as error:
-        console.print(
-            f"warning: {run}/loss.png cannot be written ({error.strerror})", style="yellow"
-        )
-    if outcome.interrupted:
-        if as_json:
-            console.print(f"resume: {_resume_command(trainer, outcome)}", soft_wrap=True)
-        raise typer.Exit(130)
-
-
-def _outcome_values(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    bits = trainer.bits_per_byte(outcome.best) if outcome.best else None
-    run = {"run": str(trainer.run_folder), "interrupted": outcome.interrupted}
-    return run | asdict(outcome) | {"bits_per_byte": bits}
-
-
-def _print_summary(trainer: Trainer, outcome: Outcome) -> None:
-    from gptfit.cli.progress import clock
-
-    run, out = trainer.run_folder, stdout()
-    verb = "stopped and saved" if outcome.interrupted else "done"
-    out.print(f"\n{verb} after {outcome.step:,} steps in {clock(outcome.elapsed_seconds)}")
-    if outcome.best:
-        bits = trainer.bits_per_byte(outcome.best)
-        out.print(
-            f"best model (step {outcome.best_step:,}): {outcome.best.loss:.4f} nats/token"
-            + (f", {bits:.3f} bits/byte" if bits else "")
-            + f" over the whole validation split of {outcome.best.tokens:,} tokens",
-            style="bold",
-            soft_wrap=True,
-        )
-    model = "best" if outcome.best_step is not None else "last"
-    lines = [
-        ("model", f"{run}/checkpoints/{model}"),
-        ("curve", f"{run}/loss.png"),
-        ("resume" if outcome.interrupted else "longer", _resume_command(trainer, outcome)),
-        ("sample", f"gptfit generate {shlex.quote(str(run))}"),
-        ("load", f'AutoModelForCausalLM.from_pretrained("{run}/checkpoints/{model}")'),
-    ]
-    for name, text in lines:
-        out.print(f"  {name:<8}{text}", soft_wrap=True)
-
-
-def _print_comparison(forecast: Figures, came: Figures) -> None:
-    """What fit predicted and what came of it."""
-    rows = [
-        ("bits/byte", forecast.bits_per_byte, came.bits_per_byte, "{:.3f}"),
-        ("tokens/s", forecast.tokens_per_second, came.tokens_per_second, "{:,.0f}"),
-        ("seconds", forecast.seconds, came.seconds, "{:,.0f}"),
-        ("MiB of memory", forecast.memory_bytes / 2**20, came.memory_bytes / 2**20, "{:,.0f}"),
-    ]
-    result = table("", "predicted", "came", "ratio", right=("predicted", "came", "ratio"))
-    for name, predicted, value, form in rows:
-        if predicted and value:
-            ratio = f"{value / predicted:.2f}"
-            result.add_row(f"  {name}", form.format(predicted), form.format(value), ratio)
-    stdout().print(result)
-
-
-def _resume_command(trainer: Trainer, outcome: Outcome) -> str:
-    """How to go on: to the end after an interrupt, else for as long again."""
-    words = ["gptfit", "train", "--resume", str(trainer.run_folder)]
-    train = trainer.recipe.train
-    if not outcome.interrupted:
-        if train.max_seconds is not None:
-            words += ["--time", f"{max(1, round(outcome.elapsed_seconds))}s"]
-        budgets = {"max_steps": train.max_steps, "max_tokens": train.max_tokens}
-        words += [f"{name}={2 * value}" for name, value in budgets.items() if value is not None]
-    return shlex.join(words)

@@ -23,6 +23,7 @@ ORDER = (
     "gpt2-large",
     "gpt2-xl",
     "nanogpt-shakespeare-char-cpu",
+    "shakespeare-char-cpu-fast",
     "nanogpt-shakespeare-char",
     "nanogpt-124M",
     "tiny-char",

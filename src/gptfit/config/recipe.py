@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ __all__ = ["Recipe", "parse_overrides"]
 TITLES = ("preset", "name", "description")
 """The keys of a recipe file beside its sections."""
 
-DEFAULT, COMMAND_LINE = "default", "command line"
+DEFAULT, COMMAND_LINE, RULE = "default", "command line", "rule: "
+LEARNING_RATE = "train.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Recipe:
     ) -> Recipe:
         """A copy with overrides from ``origin``; every other value keeps its own origin."""
         given = {title: getattr(self, title).given() for title in SECTIONS}
+        if self.origins.get(LEARNING_RATE, "").startswith(RULE):  # another model has another one
+            del given["train"]["learning_rate"]
         values, problems = read_overrides(overrides)
         base, changes = _Layer("", given), _Layer(origin, values, problems=problems)
         sections, origins = _build([base, changes])
@@ -207,11 +211,42 @@ def _build(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             follows = name in sections[title].following
             origin = f"follows {cls.FOLLOWS[name][0]}" if follows else came_from.get(name, DEFAULT)
             origins[f"{title}.{name}"] = origin
+    if not problems and origins[LEARNING_RATE] == DEFAULT:
+        rate, rule = usual_learning_rate(sections["model"], sections["train"].optimizer)
+        sections["train"] = _with_rate(sections["train"], rate)
+        origins[LEARNING_RATE] = f"{RULE}{rule}"
     if not problems:
         problems += _between_sections(sections["model"], sections["run"])
     if problems:
         raise ConfigError(problems)
     return sections, origins
+
+
+def is_given(origin: str) -> bool:
+    """Whether somebody has set the value that came from ``origin``."""
+    return origin != DEFAULT and not origin.startswith(("follows", RULE))
+
+
+def usual_learning_rate(model: GPT2Config, optimizer: str) -> tuple[float, str]:
+    """AdamW's rate for a model from scratch, where nobody has set one, and the rule it follows.
+
+    Tried from 128 to 512 wide (docs/lab-book.md). Beside Muon only embeddings, norms and biases are
+    left to AdamW, which bear a higher rate.
+
+    >>> usual_learning_rate(GPT2Config(n_embd=256, n_head=4), "adamw")
+    (0.002, '0.032/√n_embd')
+    >>> usual_learning_rate(GPT2Config(), "muon")
+    (0.004, 'for what Muon leaves')
+    """
+    if optimizer == "muon":
+        return 4e-3, "for what Muon leaves"
+    return float(f"{0.032 / math.sqrt(model.n_embd):.3g}"), "0.032/√n_embd"
+
+
+def _with_rate(train: TrainConfig, rate: float) -> TrainConfig:
+    """The rate of the rule, or the lowest one that was written beside none."""
+    known = "min_lr" not in train.following
+    return train.replace(learning_rate=max(rate, train.min_lr) if known else rate)
 
 
 def _between_sections(model: GPT2Config, run: RunConfig) -> Iterator[Problem]:

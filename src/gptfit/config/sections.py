@@ -97,12 +97,12 @@ class TrainConfig(Section):
 
     batch_size: int = 12
     micro_batch_size: int = AUTO
-    learning_rate: float = 6e-4
+    learning_rate: float = 4e-3
     min_lr: float = AUTO
     schedule: str = "cosine"
     decay_share: float = 0.3
     warmup_steps: int = 100
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     muon_learning_rate: float = 0.02
     muon_momentum: float = 0.95
     zero_init_projections: bool = False
@@ -198,6 +198,7 @@ class RunConfig(Section):
     every one whose step is a multiple of ``keep_every``. With ``async_checkpoints`` training goes on
     while a checkpoint is written. ``compile`` auto compiles where that pays within the run. ``parallel``
     says how several processes share the work. ``track`` names further places for the metrics.
+    ``init_from`` is the model (a run, a folder or a hub id) whose weights the run starts from.
 
     Two ways to train the same model in less memory: the backward pass recomputes the activations of
     the first ``checkpointed_blocks`` blocks, at up to a third more time; the loss takes the tokens in
@@ -216,6 +217,7 @@ class RunConfig(Section):
     keep_every: int | None = None
     async_checkpoints: bool = True
     track: tuple[str, ...] = ()
+    init_from: str = ""
     sample_prompt: str = ""
     sample_tokens: int = 200
 

@@ -47,6 +47,7 @@ def prepare(
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction={val_fraction} must be between 0 and 1, such as 0.1")
     train_bytes = int(text.total_bytes * (1 - val_fraction))
+    _remove_leftovers(out)
     if _is_same(out, text, tokenizer, val_fraction):
         return TokenDataset.open(out)
     _require_characters(text, tokenizer)
@@ -60,6 +61,19 @@ def prepare(
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from None
     return TokenDataset.open(out)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a process that was killed has left: its folder, and the files it had moved out of it."""
+    leftovers = list(out.glob(".preparing-*"))
+    try:
+        if leftovers and not (out / SIDECAR_FILE).exists():
+            for name in FILES:
+                (out / name).unlink(missing_ok=True)
+        for folder in leftovers:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise DataError(f"{out} cannot be cleared: {error.strerror or error}") from None
 
 
 def _is_same(out: Path, text: TextSource, tokenizer: Tokenizer, val_fraction: float) -> bool:

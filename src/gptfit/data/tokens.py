@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +17,18 @@ from gptfit.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from gptfit.errors import DataError
 
 SCAN_TOKENS = 2**22
+LOOK_BYTES = 2**14
+FEWEST_BYTES = 64
+"""Of fewer, nothing can be said by their looks."""
 REMEDY = "delete the folder and prepare the text again"
+
+
+class Stamp(NamedTuple):
+    """What tells without reading a file that it has changed."""
+
+    inode: int
+    size: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +48,10 @@ class TokenDataset:
     train_text_bytes: int | None
     val_text_bytes: int | None
     notes: tuple[str, ...] = ()
+    _stamps: dict[str, Stamp] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._stamps.update({split: _stamp(_path(self.folder, split)) for split in SPLITS})
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenDataset:
@@ -54,13 +71,38 @@ class TokenDataset:
     def verify(self) -> None:
         """Read the files again; raise ``DataError`` if they are not what they were when opened."""
         for split, tokens in (("train", self.train), ("val", self.val)):
-            path, recorded = _path(self.folder, split), self.sha256[split]
-            actual = _scan(path, tokens, self.vocab_size)
-            if actual != recorded:
+            self._verify(split, tokens)
+
+    def require_unchanged(self) -> None:
+        """As ``verify``, and cheap: files that bear the time they bore are not read again.
+
+        A file that was deleted or replaced by another is none of ours any more: the old one stays
+        mapped until the end.
+        """
+        for split, tokens in (("train", self.train), ("val", self.val)):
+            path, was = _path(self.folder, split), self._stamps[split]
+            try:
+                now = _stamp(path)
+            except OSError:
+                continue
+            if now == was or now.inode != was.inode:
+                continue
+            if now.size < tokens.nbytes:  # to read what is gone would end the process
                 raise DataError(
-                    f"{path} has changed: its sha256 is {actual[:16]}..., recorded is "
-                    f"{recorded[:16]}...; {REMEDY}"
+                    f"{path} has been cut off while it was in use: {now.size:,} of {tokens.nbytes:,} "
+                    f"bytes are left; {REMEDY}"
                 )
+            self._verify(split, tokens)
+            self._stamps[split] = now
+
+    def _verify(self, split: str, tokens: np.ndarray) -> None:
+        path, recorded = _path(self.folder, split), self.sha256[split]
+        actual = _scan(path, tokens, self.vocab_size)
+        if actual != recorded:
+            raise DataError(
+                f"{path} has changed: its sha256 is {actual[:16]}..., recorded is "
+                f"{recorded[:16]}...; {REMEDY}"
+            )
 
     def require_context(self, block_size: int) -> None:
         """Raise ``DataError`` unless both splits fill at least one window and its last target."""
@@ -97,6 +139,11 @@ def _open_prepared(folder: Path) -> TokenDataset:
             f"{folder / TOKENIZER_FILE} is not the tokenizer that made these tokens; put that one "
             f"back, or {REMEDY}"
         )
+    if tokenizer.vocab_size != sidecar.vocab_size:
+        raise DataError(
+            f"{folder / SIDECAR_FILE}: vocab_size={sidecar.vocab_size} is not the tokenizer's "
+            f"{tokenizer.vocab_size}; {REMEDY}"
+        )
     dtype = np.dtype(sidecar.dtype)
     for split in SPLITS:
         path, expected = _path(folder, split), sidecar.tokens[split] * dtype.itemsize
@@ -120,6 +167,8 @@ def _open_prepared(folder: Path) -> TokenDataset:
 
 def _open_bare(folder: Path) -> TokenDataset:
     tokenizer, note = _bare_tokenizer(folder)
+    for split in SPLITS:
+        _require_uint16(_path(folder, split))
     train, val = (_map(folder, split, np.dtype(np.uint16)) for split in SPLITS)
     return TokenDataset(
         folder,
@@ -148,6 +197,41 @@ def _bare_tokenizer(folder: Path) -> tuple[Tokenizer, str]:
         return Tokenizer.char_in_order(characters), f"the vocabulary is that of {META_FILE}"
     note = f"there is neither {TOKENIZER_FILE} nor {META_FILE}: the ids are taken as GPT-2's"
     return Tokenizer.gpt2(), note
+
+
+def _require_uint16(path: Path) -> None:
+    """Refuse by its looks what taken as uint16 would be ids of the vocabulary, and nonsense."""
+    with path.open("rb") as file:
+        content = file.read(LOOK_BYTES)
+    if content.startswith(b"\x93NUMPY"):
+        raise DataError(
+            f"{path} is an array of numpy.save, with a header; write its ids with "
+            "tokens.astype('uint16').tofile(...)"
+        )
+    if len(content) < FEWEST_BYTES:
+        return
+    values = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u2")
+    if not values[1::2].any() and values[::2].any():
+        raise DataError(
+            f"{path}: every second value is 0, as in tokens of 32 or 64 bits; write them with "
+            "tokens.astype('uint16').tofile(...)"
+        )
+    if b"\0" not in content and _is_utf8(content):
+        raise DataError(f"{path} holds text, not tokens; make them with: gptfit prepare {path}")
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Whether the bytes begin a text; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(content)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _path(folder: Path, split: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gptfit.config import GPT2Config
@@ -23,6 +23,7 @@ from gptfit.config.files import read_config_file
 from gptfit.data import Tokenizer
 from gptfit.errors import CheckpointError, ConfigError
 from gptfit.formats.safetensors_header import read_header
+from gptfit.formats.safetensors_writer import save_tensors
 from gptfit.model import GPT2
 from gptfit.plan.manifest import TensorSpec, manifest
 
@@ -34,8 +35,8 @@ FINGERPRINT = "gptfit.numerics"
 """Key of the safetensors metadata under which the numerics of the weights travel with them."""
 
 
-def save_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
-    """Write model and tokenizer into ``folder``, which must exist.
+def save_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) -> dict[str, str]:
+    """Write model and tokenizer into ``folder``, which must exist; the weights' sha256 by file name.
 
     Biases that the config leaves out are written as zeros, because Hugging Face's GPT-2 has no
     bias-free form; ``bias: false`` in the config brings them off again when gptfit loads.
@@ -50,9 +51,11 @@ def save_model(folder: Path, model: GPT2, tokenizer: Tokenizer | None = None) ->
         json.dumps(generation, indent=2) + "\n", encoding="utf-8"
     )
     fingerprint = json.dumps(config.numerics())
-    save_file(to_hf_state(model), folder / WEIGHTS, {"format": "pt", FINGERPRINT: fingerprint})
+    metadata = {"format": "pt", FINGERPRINT: fingerprint}
+    digest = save_tensors(folder / WEIGHTS, to_hf_state(model), metadata)
     if tokenizer is not None:
         tokenizer.save(folder)
+    return {WEIGHTS: digest}
 
 
 def load_model(
@@ -104,13 +107,12 @@ def build_model(
 
 
 def to_hf_state(model: GPT2) -> dict[str, Tensor]:
-    """The model's tensors under Hugging Face's names and layout, on the CPU."""
+    """The model's tensors under Hugging Face's names and layout; views, where they are."""
     state = {}
     for spec in manifest(model.config):
         if not spec.tied_to:
             weight = model.get_parameter(spec.name).detach()[: spec.shape[0]]
-            weight = weight.t() if spec.transposed_in_hf else weight
-            state[hf_name(spec)] = weight.cpu().contiguous()
+            state[hf_name(spec)] = weight.t() if spec.transposed_in_hf else weight
     for spec in absent_biases(model.config):
         state[hf_name(spec)] = torch.zeros(spec.shape)
     return state
@@ -120,6 +122,8 @@ def from_hf_state(state: dict[str, Tensor], config: GPT2Config, source: Path) ->
     """Tensors under our names and layout, after every one of them was accounted for."""
     state = {_bare(name): tensor for name, tensor in state.items() if not _is_legacy_buffer(name)}
     _check_names_and_shapes({name: tuple(t.shape) for name, t in state.items()}, config, source)
+    if faults := [f"{n} holds {t.dtype}" for n, t in state.items() if not t.is_floating_point()]:
+        raise CheckpointError(_listing(f"{source}: weights are floating point numbers", faults))
     for spec in absent_biases(config):
         bias = state.pop(spec.name, None)
         if bias is not None and bias.any():

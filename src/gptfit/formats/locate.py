@@ -8,6 +8,9 @@ from pathlib import Path
 
 from gptfit.errors import CheckpointError, MissingDependencyError
 
+# What a run folder holds, beside its data.
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "vocab.json", "merges.txt"]
 HUB_FILES += ["model*.safetensors", "model.safetensors.index.json"]

@@ -36,8 +36,13 @@ def read_header(path: Path) -> SafetensorsHeader:
             size = path.stat().st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-            if not 0 < length <= min(size - 8, HEADER_LIMIT_BYTES):
+            if not 0 < length <= size - 8:
                 raise _damaged(path, f"its header claims {length} of {size} bytes")
+            if length > HEADER_LIMIT_BYTES:
+                raise CheckpointError(
+                    f"{path} has a header of {length:,} bytes, more than the {HEADER_LIMIT_BYTES:,} "
+                    "that any GPT-2 needs; it is not opened"
+                )
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
@@ -53,8 +58,8 @@ def _parse(path: Path, header: object, data_bytes: int) -> SafetensorsHeader:
         raise _damaged(path, "its header is not an object")
     metadata = header.pop("__metadata__", {})
     try:
-        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        shapes = {name: _sizes(entry["shape"]) for name, entry in header.items()}
+        end = max((_sizes(entry["data_offsets"])[1] for entry in header.values()), default=0)
     except (KeyError, TypeError, ValueError, IndexError):
         raise _damaged(path, "its header does not describe tensors") from None
     if end != data_bytes:
@@ -62,6 +67,13 @@ def _parse(path: Path, header: object, data_bytes: int) -> SafetensorsHeader:
     if not isinstance(metadata, dict):
         raise _damaged(path, "its metadata is not an object")
     return SafetensorsHeader(shapes, {str(key): str(value) for key, value in metadata.items()})
+
+
+def _sizes(values: list[int]) -> tuple[int, ...]:
+    """Raises ``ValueError`` unless they are whole numbers from 0."""
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(values)
+    return tuple(values)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

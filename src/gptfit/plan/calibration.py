@@ -20,7 +20,7 @@ from gptfit.plan.least_squares import non_negative_least_squares
 from gptfit.plan.memory.formula import evaluate
 from gptfit.plan.time import WORK, Costs
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,14 @@ def load(fingerprint: Fingerprint) -> Calibration | None:
 
 def calibration_file(fingerprint: Fingerprint) -> Path:
     """Where a calibration lies: in the user's cache, under a digest of the fingerprint."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps(asdict(fingerprint), sort_keys=True).encode()).hexdigest()
-    return Path(cache) / "gptfit" / "calibration" / f"{digest[:16]}.json"
+    return cache_folder() / "calibration" / f"{digest[:16]}.json"
+
+
+def cache_folder() -> Path:
+    """What can be measured or made again: gptfit's folder in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gptfit"
 
 
 LEAST_DOUBT = 0.10

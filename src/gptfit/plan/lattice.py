@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptfit.config import GPT2Config, Recipe
-from gptfit.config.recipe import DEFAULT
+from gptfit.config.recipe import is_given
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.memory import training_peak_bytes
 from gptfit.plan.memory.case import Case, letters_of_sizes
 from gptfit.plan.memory.overhead import overhead_of
 from gptfit.plan.rules_of_thumb import step_law_batch
-from gptfit.plan.step import BFLOAT16, CHUNKED, WHOLE, TrainingStep, usual_vocab_multiple
+from gptfit.plan.step import (
+    ADAMW,
+    CHUNKED,
+    MUON,
+    WHOLE,
+    TrainingStep,
+    usual_vocab_multiple,
+)
 from gptfit.plan.time import Costs
 
 Columns = dict[str, Any]
@@ -30,6 +37,8 @@ ASPECT = (20, 260)
 """Width over depth. Models of the same size train alike within wide bounds (Kaplan et al. 2020, section
 3.1), and in minutes a wide one of two layers learns as much as a deep one (docs/lab-book.md)."""
 MOST_MICRO_BATCHES = 512
+BATCH_FACTOR = {ADAMW: 1, MUON: 2}
+"""Muon's steps cost more and make more of a larger batch (arXiv 2505.02222, docs/lab-book.md)."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +54,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Machine:
-    """A device: its memory, and the costs of work on it by dtype."""
+    """A device: its memory, the precision it trains in, and what work costs on it."""
 
     kind: str
     usable_bytes: float
-    costs: Mapping[str, Costs]
-    bf16_min_width: int = 0
-
-    def takes(self, dtype: str, width: Any) -> Any:
-        """Which widths are trained in ``dtype``."""
-        if len(self.costs) == 1:
-            return width > 0
-        return (width >= self.bf16_min_width) == (dtype == BFLOAT16)
+    dtype: str
+    costs: Costs
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Lattice:
     micro_batches: Sequence[int] = MICRO_BATCHES
     loss_chunks: Sequence[int] = LOSS_CHUNKS
     checkpointing: Sequence[bool] = (False, True)
+    optimizer: str = MUON
     heads: int | None = None
     batch_size: int | None = None
     aspect: tuple[float, float] = ASPECT
@@ -87,13 +91,13 @@ class Lattice:
             "run.loss_chunks": ("loss_chunks", (run.loss_chunks,)),
             "run.checkpointed_blocks": ("checkpointing", (run.checkpointed_blocks > 0,)),
         }
-        return cls(**{axis: value for key, (axis, value) in axes.items() if is_asked(recipe, key)})
+        asked = {axis: value for key, (axis, value) in axes.items() if is_asked(recipe, key)}
+        return cls(optimizer=train.optimizer, **asked)
 
 
 def is_asked(recipe: Recipe, key: str) -> bool:
     """Whether somebody has set this value."""
-    origin = recipe.origins[key]
-    return origin != DEFAULT and not origin.startswith("follows")
+    return is_given(recipe.origins[key])
 
 
 def tabulate(text: Text, machine: Machine, seconds: float, lattice: Lattice) -> Columns:
@@ -102,20 +106,18 @@ def tabulate(text: Text, machine: Machine, seconds: float, lattice: Lattice) -> 
 
     sizes = _sizes(text, lattice)
     parts = []
-    for dtype in machine.costs:
-        rows = machine.takes(dtype, sizes["C"])
-        of_dtype = {key: column[rows] for key, column in sizes.items()}
-        for chunks in lattice.loss_chunks:
-            for checkpointed in lattice.checkpointing:
-                step = TrainingStep(
-                    context=0,
-                    device_kind=machine.kind,
-                    dtype=dtype,
-                    loss=CHUNKED if chunks > 1 else WHOLE,
-                    loss_chunks=chunks,
-                    vocab_multiple=usual_vocab_multiple(machine.kind),
-                )
-                parts.append(_variant(of_dtype, step, checkpointed, machine, seconds, lattice))
+    for chunks in lattice.loss_chunks:
+        for checkpointed in lattice.checkpointing:
+            step = TrainingStep(
+                context=0,
+                device_kind=machine.kind,
+                dtype=machine.dtype,
+                optimizer=lattice.optimizer,
+                loss=CHUNKED if chunks > 1 else WHOLE,
+                loss_chunks=chunks,
+                vocab_multiple=usual_vocab_multiple(machine.kind),
+            )
+            parts.append(_variant(sizes, step, checkpointed, machine, seconds, lattice))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -178,12 +180,12 @@ def _variant(
     free = {key: sizes[key] for key in "VTCFLHB"}
     free["k"] = sizes["L"] if checkpointed else np.zeros(rows, int)
     letters = letters_of_sizes(free, step, MODEL)
-    letters["A"] = _accumulation(letters, machine.costs[step.dtype], seconds, lattice)
+    letters["A"] = _accumulation(letters, machine.costs, seconds, lattice)
     return {
         **{key: letters[key] for key in "VTCLHBAkN"},
         "weights": letters["L"] * letters["G"],
         "tokens_per_byte": sizes["tokens_per_byte"],
-        "step_seconds": sum(machine.costs[step.dtype].parts(letters).values()),
+        "step_seconds": sum(machine.costs.parts(letters).values()),
         "step_tokens": letters["n"] * letters["A"],
         "memory": _memory(letters, step),
         "dtype": np.full(rows, step.dtype),
@@ -203,7 +205,7 @@ def _accumulation(letters: Columns, costs: Costs, seconds: float, lattice: Latti
         return np.maximum(1, lattice.batch_size // letters["B"])
     tokens = letters["n"]
     rate = tokens / sum(costs.parts(letters).values())
-    wanted = step_law_batch(seconds * rate) / tokens
+    wanted = step_law_batch(seconds * rate) * BATCH_FACTOR[lattice.optimizer] / tokens
     return np.clip(np.round(wanted), 1, MOST_MICRO_BATCHES).astype(int)
 
 

@@ -12,9 +12,8 @@ WHOLE, CHUNKED, RECOMPUTED = "whole", "chunked", "recomputed"
 ADAMW, MUON = "adamw", "muon"
 SINGLE, DDP, FSDP = "single", "ddp", "fsdp"
 
-BF16_MIN_WIDTH_ON_CPU = 256
-"""Below this width the casts cost a CPU more than its bf16 instructions save: measured with 2 cores
-and AMX, nanoGPT's 128-wide model takes 34 ms a step in fp32 and 42 in bf16, at 384 wide 647 and 319."""
+BF16_MIN_WIDTH_ON_CPU = 64
+"""Below this width the casts cost a CPU more than its bf16 instructions save (docs/lab-book.md)."""
 
 
 def usual_dtype(device_kind: str, has_bfloat16: bool, n_embd: int) -> str:
@@ -84,6 +83,7 @@ class TrainingStep:
             dtype=dtype,
             attention=EAGER if model.reorder_and_upcast_attn else SDPA,
             checkpointed_blocks=recipe.run.checkpointed_blocks,
+            optimizer=train.optimizer,
             loss=CHUNKED if recipe.run.loss_chunks > 1 else WHOLE,
             loss_chunks=recipe.run.loss_chunks,
             vocab_multiple=usual_vocab_multiple(device_kind) if pad is None else pad,

@@ -20,10 +20,12 @@ from gptfit.plan.step import DDP, FSDP, SINGLE, TrainingStep
 
 # What an optimizer step consists of, in the ledger's letters; A counts its micro-batches. Backward is
 # twice the forward; a checkpointed block runs forward once more. Attention counts its causal half,
-# and the product that flash attention's backward repeats.
+# and the product that flash attention's backward repeats. Muon multiplies matrices by their own kind,
+# three times over (train/muon.py).
 WORK = {
     "block products": "A·n·m·(6·L + 2·k)",
     "head products": "A·n·6·P·C",
+    "orthogonalization": "o·L·(72·C²·C + 24·min(C, F)²·max(C, F) + 12·min(C, F)²·min(C, F))",
     "attention": "A·n·T·C·(7·L + 2·k)",
     "pointwise": "A·n·C·(L + k / 3)",
     "loss": "A·n·P",
@@ -99,6 +101,7 @@ def roofline(device: DeviceSpec, step: TrainingStep) -> Costs | None:
     seconds = {
         "block products": 1 / (peak * MATMUL_EFFICIENCY),
         "head products": 1 / (peak * MATMUL_EFFICIENCY),
+        "orthogonalization": 1 / (peak * MATMUL_EFFICIENCY),
         "attention": 1 / (peak * ATTENTION_EFFICIENCY),
         "pointwise": POINTWISE_BYTES[step.compiled] * width * byte,
         "loss": LOSS_BYTES[step.compiled] * byte,

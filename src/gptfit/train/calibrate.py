@@ -11,70 +11,57 @@ from importlib.metadata import version
 
 import torch
 
-from gptfit.config import GPT2Config, Recipe
+from gptfit.config import GPT2Config, Recipe, TrainConfig
 from gptfit.model import GPT2
 from gptfit.plan.calibration import Calibration, Fingerprint, Sample, fit_costs, load
-from gptfit.plan.lattice import Machine, is_asked
+from gptfit.plan.lattice import WIDTHS, Machine, is_asked
 from gptfit.plan.memory import FITS, memory_ledger, verdict
-from gptfit.plan.step import BF16_MIN_WIDTH_ON_CPU, TrainingStep, usual_vocab_multiple
+from gptfit.plan.step import ADAMW, MUON, TrainingStep, usual_vocab_multiple
 from gptfit.plan.time import letters_of
 from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.device import Device, choose_device, usable_bytes
 from gptfit.train.optimizer import Optimizer
 
-# (n_layer, n_embd, context, micro-batch, vocabulary, micro-batches): each is heavy in one kind of
-# work, so that the costs of the kinds can be told apart.
-NARROW = (
-    (6, 64, 32, 2, 65, 1),
-    (2, 64, 1024, 4, 65, 1),
-    (4, 128, 64, 12, 65, 1),
-    (4, 128, 128, 16, 1024, 1),
-    (1, 128, 128, 8, 16384, 1),
-    (2, 192, 512, 4, 512, 1),
-    (4, 192, 256, 4, 4096, 1),
-    (2, 192, 64, 1, 8192, 4),
-)
-WIDE = (
-    (6, 256, 32, 2, 65, 1),
-    (2, 256, 1024, 2, 65, 1),
-    (4, 256, 128, 8, 1024, 1),
-    (2, 512, 64, 16, 1024, 1),
-    (1, 256, 128, 8, 16384, 1),
-    (4, 384, 256, 4, 4096, 1),
-    (2, 512, 128, 16, 512, 1),
-    (4, 768, 64, 1, 16384, 1),
-    (4, 768, 64, 1, 4096, 4),
-    (3, 768, 256, 4, 4096, 1),
-    (1, 768, 256, 1, 50257, 1),
+# (n_layer, n_embd, context, micro-batch, vocabulary, micro-batches, optimizer): each is heavy in one
+# kind of work, so that the costs of the kinds can be told apart.
+ON_CPU = (
+    (6, 64, 32, 2, 65, 1, ADAMW),
+    (2, 64, 1024, 4, 65, 1, ADAMW),
+    (4, 128, 64, 12, 65, 1, ADAMW),
+    (4, 128, 64, 2, 65, 1, MUON),
+    (2, 256, 1024, 2, 65, 1, ADAMW),
+    (1, 256, 128, 8, 16384, 1, ADAMW),
+    (2, 256, 32, 2, 65, 1, MUON),
+    (4, 384, 256, 4, 4096, 1, ADAMW),
+    (2, 512, 64, 16, 1024, 1, ADAMW),
+    (4, 768, 64, 1, 16384, 1, ADAMW),
+    (4, 768, 64, 1, 4096, 4, ADAMW),
+    (1, 768, 256, 1, 50257, 1, ADAMW),
 )
 ON_GPU = (
-    (6, 256, 64, 2, 65, 1),
-    (12, 384, 256, 64, 65, 1),
-    (2, 768, 4096, 4, 65, 1),
-    (2, 768, 256, 16, 50304, 1),
-    (12, 768, 1024, 4, 50304, 1),
-    (12, 768, 1024, 16, 50304, 1),
-    (4, 1600, 1024, 4, 1024, 1),
-    (8, 1600, 64, 1, 50304, 4),
+    (6, 256, 64, 2, 65, 1, ADAMW),
+    (12, 384, 256, 64, 65, 1, ADAMW),
+    (2, 768, 4096, 4, 65, 1, ADAMW),
+    (2, 768, 256, 16, 50304, 1, ADAMW),
+    (12, 768, 1024, 4, 50304, 1, ADAMW),
+    (12, 768, 1024, 16, 50304, 1, ADAMW),
+    (4, 1600, 1024, 4, 1024, 1, ADAMW),
+    (8, 1600, 64, 1, 50304, 4, ADAMW),
+    (2, 768, 64, 2, 65, 1, MUON),
 )
 SECONDS_PER_SAMPLE = 0.5
 LEAST_STEPS = 4
 Say = Callable[[str], None]
-Size = tuple[int, int, int, int, int, int]
+Size = tuple[int, int, int, int, int, int, str]
 
 
 def this_machine(base: Recipe, say: Say) -> Machine:
-    """The device that the recipe asks for, with what work costs on it in each precision it offers."""
-    run, model = base.run, base.model
-    asked = is_asked(base, "model.n_embd")
-    widths = (model.n_embd,) if asked else (1, BF16_MIN_WIDTH_ON_CPU)
-    devices = dict.fromkeys(
-        choose_device(run.device, run.dtype, model.replace(n_embd=width, n_head=1))
-        for width in widths
-    )
-    costs = {device.dtype_name: calibration_for(device, say).costs for device in devices}
-    device = next(iter(devices))
-    return Machine(device.torch_device.type, usable_bytes(device), costs, BF16_MIN_WIDTH_ON_CPU)
+    """The device that the recipe asks for, in the precision it offers, with what work costs on it."""
+    width = base.model.n_embd if is_asked(base, "model.n_embd") else min(WIDTHS)
+    model = base.model.replace(n_embd=width, n_head=1)
+    device = choose_device(base.run.device, base.run.dtype, model)
+    costs = calibration_for(device, say).costs
+    return Machine(device.torch_device.type, usable_bytes(device), device.dtype_name, costs)
 
 
 def calibration_for(device: Device, say: Say = lambda line: None) -> Calibration:
@@ -84,11 +71,7 @@ def calibration_for(device: Device, say: Say = lambda line: None) -> Calibration
 
 def calibrate(device: Device, say: Say = lambda line: None) -> Calibration:
     """Measure, fit, store."""
-    sizes: Sequence[Size]
-    if device.torch_device.type != "cpu":
-        sizes = ON_GPU
-    else:
-        sizes = NARROW if device.dtype == torch.float32 else WIDE
+    sizes: Sequence[Size] = ON_CPU if device.torch_device.type == "cpu" else ON_GPU
     say(f"measuring {device.name} in {device.dtype_name}, {len(sizes)} models of about a second")
     started = time.perf_counter()
     samples = tuple(
@@ -114,7 +97,7 @@ def fingerprint(device: Device) -> Fingerprint:
 
 def question(device: Device, size: Size) -> tuple[GPT2Config, TrainingStep]:
     """The model of these sizes, and the step that is measured."""
-    n_layer, n_embd, context, micro_batch_size, vocab_size, micro_batches = size
+    n_layer, n_embd, context, micro_batch_size, vocab_size, micro_batches, optimizer = size
     config = GPT2Config(
         n_layer=n_layer,
         n_embd=n_embd,
@@ -132,6 +115,7 @@ def question(device: Device, size: Size) -> tuple[GPT2Config, TrainingStep]:
         grad_accum_steps=micro_batches,
         device_kind=device.torch_device.type,
         dtype=device.dtype_name,
+        optimizer=optimizer,
         vocab_multiple=usual_vocab_multiple(device.torch_device.type),
     )
     return config, step
@@ -155,7 +139,7 @@ def step_seconds(
     keep_freed_pages()
     model = GPT2(config, step.vocab_multiple).to(device.torch_device)
     model.spare_memory(step.checkpointed_blocks, step.loss_chunks)
-    optimizer = Optimizer(model, Recipe.resolve().train)
+    optimizer = Optimizer(model, TrainConfig(optimizer=step.optimizer), device.dtype)
     shape = (step.micro_batch_size, step.context + 1)
     tokens = torch.randint(config.vocab_size, shape, device=device.torch_device)
     durations: list[float] = []

@@ -7,124 +7,241 @@ folder, what only training needs in ``training/``; ``manifest.json`` has the siz
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
+from gptfit.config import GPT2Config
 from gptfit.data import Tokenizer
-from gptfit.errors import CheckpointError
-from gptfit.formats.hf import save_model
-from gptfit.formats.integrity import is_whole, sync, write_manifest, write_synced
-from gptfit.formats.locate import CHECKPOINTS, find_checkpoint, pointed_at
+from gptfit.errors import CheckpointError, GptfitError
+from gptfit.formats.hf import save_model, to_hf_state
+from gptfit.formats.integrity import is_whole, sync, write_manifest
+from gptfit.formats.locate import CHECKPOINTS
+from gptfit.formats.safetensors_writer import file_bytes, save_tensors
 from gptfit.model import GPT2
+from gptfit.plan.manifest import manifest
 from gptfit.plan.params import count_parameters
+from gptfit.train import recovery
+from gptfit.train.optimizer import MOMENTS, by_muon
+from gptfit.train.recovery import DROPPED, WRITING, Warn, step_name
 
 TRAINING = "training"
 OPTIMIZER = f"{TRAINING}/optimizer.safetensors"
 STATE = f"{TRAINING}/state.json"
+SPARE = 1.1
+"""Free space wanted, in sizes of a checkpoint."""
+ABOUT_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where the run stands, beside its tensors. Batches and dropout follow from the step alone."""
+    """Where the run stands, beside its tensors. Dropout and, but for the skipped ones, batches follow
+    from the step alone.
+
+    ``unlogged_loss`` is the sum over the steps that no line of the metrics has told yet, of which
+    there were ``metrics_bytes``; ``micro_batch_size`` is what the memory turned out to allow.
+    """
 
     step: int
     elapsed_seconds: float
     best_loss: float | None
     best_step: int | None
     data_fingerprint: str
+    batches_skipped: int = 0
+    evaluated_step: int | None = None
+    unlogged_loss: float = 0.0
+    unlogged_steps: int = 0
+    micro_batch_size: int | None = None
+    metrics_bytes: int = 0
+
+    def is_same_model(self, other: TrainingState) -> bool:
+        """Whether both stand at the same place, seen perhaps at different times."""
+        return other == replace(
+            self, elapsed_seconds=other.elapsed_seconds, metrics_bytes=other.metrics_bytes
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one save: the checkpoint's folder, or why there is none."""
+
+    step: int
+    folder: Path | None
+    error: CheckpointError | None
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run: the last ``keep``, the best, and those of each ``keep_every`` steps.
 
-    def __init__(self, run: Path, keep: int = 2) -> None:
+    An ``asynchronous`` store copies the tensors and writes them while training goes on, one
+    checkpoint at a time; an interpreter that ends waits for it.
+    """
+
+    def __init__(
+        self, run: Path, keep: int = 2, keep_every: int | None = None, asynchronous: bool = False
+    ) -> None:
         self.run = run
         self.folder = run / CHECKPOINTS
-        self.keep = keep
+        self.keep = max(1, keep)
+        self.keep_every = keep_every
+        self.asynchronous = asynchronous
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._in_flight: Future[None] | None = None
+        self._finished: deque[Written] = deque()
 
     def save(
         self,
         model: GPT2,
         tokenizer: Tokenizer,
-        optimizer_state: dict[str, torch.Tensor],
+        optimizer_state: Mapping[str, Tensor],
         state: TrainingState,
         is_best: bool,
-    ) -> Path:
+    ) -> None:
         """Write a checkpoint, point ``last`` (and ``best``) at it, drop what is no longer kept.
 
-        Raises ``CheckpointError`` when that fails; what ``last`` points at is whole all the same.
+        What becomes of it is told by ``finished``: a write that fails raises nothing here.
         """
-        name = f"step-{state.step:06d}"
-        temporary = self.folder / f".tmp-{name}"
+        self.wait()
+        if not self.asynchronous:
+            self._write(model, tokenizer, optimizer_state, state, is_best)
+            return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            # A folder of this name that last.json does not know is of a run that went another way.
-            if pointed_at(self.run, "last") != name or not is_whole(self.folder / name):
-                self._require_space(model)
-                _write(temporary, model, tokenizer, optimizer_state, state)
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-                temporary.rename(self.folder / name)
-                sync(self.folder)
-            self._point("last", name)
-            if is_best:
-                self._point("best", name)
-            self._drop_old()
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            copy = copy_of(model)
+            moments = {
+                name: tensor.to("cpu", copy=True) for name, tensor in optimizer_state.items()
+            }
+        except RuntimeError as error:
+            self._failed(state.step, f"{error}; run.async_checkpoints=false needs no copy")
+            return
+        self._in_flight = self._writer.submit(self._write, copy, tokenizer, moments, state, is_best)
+
+    def finished(self) -> list[Written]:
+        """What has become of the saves since the last call, in their order."""
+        return [self._finished.popleft() for _ in range(len(self._finished))]
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._in_flight is not None:
+            self._in_flight.result()
+            self._in_flight = None
+
+    def load(self, checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
+        """A verified checkpoint's training state and optimizer moments.
+
+        A best model that is not there any more is none.
+        """
+        state = read_state(checkpoint)
+        if state.best_step is not None and not is_whole(self.folder / step_name(state.best_step)):
+            state = replace(state, best_loss=None, best_step=None)
+        return state, load_file(checkpoint / OPTIMIZER)
+
+    def load_last(
+        self, warn: Warn = lambda text: None
+    ) -> tuple[Path, TrainingState, dict[str, Tensor]]:
+        """The newest checkpoint, verified, with its state and moments.
+
+        A damaged one is passed over, which ``warn`` is told.
+        """
+        self.wait()
+        folder = recovery.newest(self.run, fall_back=True, warn=warn)
+        return folder, *self.load(folder)
+
+    def require_space(self, needed: int) -> None:
+        """Raise ``CheckpointError`` unless ``needed`` bytes are free, and a tenth to spare."""
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        if free < needed * SPARE:
             raise CheckpointError(
-                f"{self.folder / name} cannot be written ({error}); earlier checkpoints are untouched"
-            ) from error
-        return self.folder / name
+                f"{self.folder}: a checkpoint needs {needed:,} bytes and {free:,} bytes are free; "
+                "make room and resume"
+            )
 
-    def load_last(self) -> tuple[Path, TrainingState, dict[str, torch.Tensor]]:
-        """The newest checkpoint with its training state and optimizer moments."""
-        folder = find_checkpoint(self.run, ("last",))
-        return folder, read_state(folder), load_file(folder / OPTIMIZER)
+    def _write(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        optimizer_state: Mapping[str, Tensor],
+        state: TrainingState,
+        is_best: bool,
+    ) -> None:
+        folder = self.folder / step_name(state.step)
+        needed = sizes(model, tokenizer, optimizer_state)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with suppress(OSError):
+                recovery.clear(self.run)
+            if not (is_whole(folder) and state.is_same_model(read_state(folder))):
+                self.require_space(needed)
+                self._put(folder, model, tokenizer, optimizer_state, state)
+            best_step = state.step if is_best else state.best_step
+            recovery.turn_to(self.run, folder, best_step)
+            self._drop_old(folder, best_step)
+        except (OSError, RuntimeError, GptfitError) as error:
+            self._take_back(folder)
+            reason = str(error)
+            if isinstance(error, OSError) and error.errno in ABOUT_SPACE:
+                free = shutil.disk_usage(self.run).free
+                reason += f"; it needs {needed:,} bytes and {free:,} bytes are free"
+            self._failed(state.step, reason)
+        else:
+            self._finished.append(Written(state.step, folder, None))
 
-    def _point(self, name: str, folder: str) -> None:
-        """Replace the pointer file, then the link of the same name that people and tools open."""
-        pointer = self.folder / f"{name}.json"
-        write_synced(pointer.with_suffix(".tmp"), json.dumps({"folder": folder}) + "\n")
-        os.replace(pointer.with_suffix(".tmp"), pointer)
-        link, fresh = self.folder / name, self.folder / f".{name}.link"
-        if (
-            link.is_dir() and not link.is_symlink()
-        ):  # the run was copied by a tool that follows links
-            shutil.rmtree(link)
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(folder, target_is_directory=True)
-        os.replace(fresh, link)
+    def _put(
+        self,
+        folder: Path,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        optimizer_state: Mapping[str, Tensor],
+        state: TrainingState,
+    ) -> None:
+        """Write beside, then rename; a folder of that name that says something else gives way."""
+        temporary = folder.with_name(WRITING + folder.name)
+        (temporary / TRAINING).mkdir(parents=True)
+        known = save_model(temporary, model, tokenizer)
+        known[OPTIMIZER] = save_tensors(temporary / OPTIMIZER, optimizer_state, {})
+        text = json.dumps(asdict(state), indent=2) + "\n"
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        write_manifest(temporary, state.step, known)
+        if folder.exists():
+            folder.rename(folder.with_name(DROPPED + folder.name))
+        temporary.rename(folder)
         sync(self.folder)
 
-    def _drop_old(self) -> None:
-        kept = {pointed_at(self.run, name) for name in ("best", "last")}
-        steps = [path for path in self.folder.glob("step-*") if is_whole(path)]
-        steps.sort(key=lambda path: int(path.name.removeprefix("step-")))
-        for path in steps[: -self.keep]:
-            if path.name not in kept:
-                shutil.rmtree(path)
+    def _take_back(self, folder: Path) -> None:
+        """Leave things as they were before a write that failed."""
+        with suppress(OSError):
+            dropped = folder.with_name(DROPPED + folder.name)
+            if dropped.exists() and not folder.exists():
+                dropped.rename(folder)
+            shutil.rmtree(folder.with_name(WRITING + folder.name), ignore_errors=True)
 
-    def _remove_leftovers(self) -> None:
-        """Folders that an earlier process did not live to rename."""
-        for path in self.folder.glob(".tmp-*"):
-            shutil.rmtree(path)
+    def _failed(self, step: int, reason: str) -> None:
+        error = CheckpointError(
+            f"{self.folder / step_name(step)} cannot be written ({reason}); earlier checkpoints are "
+            "untouched"
+        )
+        self._finished.append(Written(step, None, error))
 
-    def _require_space(self, model: GPT2) -> None:
-        needed = checkpoint_bytes(model)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed * 1.1:
-            raise CheckpointError(
-                f"{self.folder}: a checkpoint needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB "
-                "are free; make room and resume"
-            )
+    def _drop_old(self, newest: Path, best_step: int | None) -> None:
+        kept = {newest.name, *recovery.best_of(self.run, best_step)}
+        whole = [path for path in recovery.checkpoints_of(self.run) if is_whole(path)]
+        for path in reversed(whole[self.keep :]):
+            if path.name not in kept and not self._is_kept_for_good(path):
+                with suppress(OSError):  # the checkpoint is written all the same
+                    recovery.drop(path)
+
+    def _is_kept_for_good(self, path: Path) -> bool:
+        return self.keep_every is not None and recovery.step_of(path) % self.keep_every == 0
 
 
 def read_state(checkpoint: Path) -> TrainingState:
@@ -132,21 +249,29 @@ def read_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
-def checkpoint_bytes(model: GPT2) -> int:
-    """Size of a checkpoint: weights and two moments in float32."""
-    return 3 * 4 * count_parameters(model.config.replace(bias=True)).total
+def copy_of(model: GPT2) -> GPT2:
+    """The model as it is now, on the CPU, for good."""
+    with torch.device("meta"):
+        copy = GPT2(model.config, pad_vocab_to_multiple=len(model.wte.weight))
+    copy.to_empty(device="cpu")
+    copy.tie_weights()
+    with torch.no_grad():
+        for ours, theirs in zip(copy.parameters(), model.parameters(), strict=True):
+            ours.copy_(theirs)
+    return copy
 
 
-def _write(
-    folder: Path,
-    model: GPT2,
-    tokenizer: Tokenizer,
-    optimizer_state: dict[str, torch.Tensor],
-    state: TrainingState,
-) -> None:
-    (folder / TRAINING).mkdir(parents=True)
-    save_model(folder, model, tokenizer)
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in optimizer_state.items()}
-    save_file(on_cpu, folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    write_manifest(folder, state.step)
+def checkpoint_bytes(config: GPT2Config, optimizer: str) -> int:
+    """Size of a checkpoint's tensors: the weights in float32 and what the optimizer remembers."""
+    moments = sum(
+        spec.numel * (1 if optimizer == "muon" and by_muon(spec) else len(MOMENTS))
+        for spec in manifest(config)
+        if not spec.tied_to
+    )
+    return 4 * (count_parameters(config.replace(bias=True)).total + moments)
+
+
+def sizes(model: GPT2, tokenizer: Tokenizer, optimizer_state: Mapping[str, Tensor]) -> int:
+    """Bytes of a checkpoint's large files, exactly but for the metadata."""
+    tensors = (to_hf_state(model), optimizer_state)
+    return sum(map(file_bytes, tensors)) + len(tokenizer.document.encode("utf-8"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from gptfit.config import GPT2Config, Recipe
 from gptfit.errors import ConfigError, Problem
 from gptfit.plan.hardware import bf16_peak_flops, this_cpu
 from gptfit.plan.memory import NO, largest_micro_batch, memory_ledger, verdict
-from gptfit.plan.step import TrainingStep, usual_dtype
+from gptfit.plan.step import DDP, FSDP, SINGLE, TrainingStep, usual_dtype
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,48 @@ def choose_device(name: str, dtype: str, config: GPT2Config) -> Device:
 
 
 def usable_bytes(device: Device) -> int:
-    """What a training may take: a GPU's free memory, or what this machine can lend a process."""
+    """What a training may take: a GPU's free memory, or what this machine can lend a process.
+
+    Processes that torchrun has started on one machine share its memory.
+    """
     if device.torch_device.type == "cuda":
         return torch.cuda.mem_get_info(device.torch_device)[0]
-    return this_cpu().usable_bytes
+    return this_cpu().usable_bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def require_memory(recipe: Recipe, device: Device) -> None:
-    """Refuse a training that will not fit, with the changes that would make it fit."""
+def training_step(
+    recipe: Recipe, device: Device, parallel: str = SINGLE, processes: int = 1
+) -> TrainingStep:
+    """The step that each of so many processes takes."""
     step = TrainingStep.gptfit(recipe, device.torch_device.type, device.dtype_name)
+    return replace(step, **shared(recipe, parallel, processes))
+
+
+def shared(recipe: Recipe, parallel: str, processes: int) -> dict[str, Any]:
+    """The fields of a training step that depend on how many processes take it."""
+    share = recipe.train.batch_size // processes
+    micro = min(recipe.train.micro_batch_size, share)
+    return {
+        "micro_batch_size": micro,
+        "grad_accum_steps": share // micro,
+        "parallel": parallel,
+        "world_size": processes,
+        "bucket_views": parallel == DDP,
+    }
+
+
+def require_memory(
+    recipe: Recipe, device: Device, parallel: str = SINGLE, processes: int = 1
+) -> None:
+    """Refuse a training that will not fit, with the changes that would make it fit."""
+    step = training_step(recipe, device, parallel, processes)
     ledger = memory_ledger(recipe.model, step)
     usable = usable_bytes(device)
     if verdict(ledger.total, usable) != NO:
         return
+    each = f" in each of {processes} processes" if processes > 1 else ""
     message = (
-        f"a training step needs about {ledger.total.best / 1e9:,.1f} GB and {device.name} has "
+        f"a training step needs about {ledger.total.best / 1e9:,.1f} GB{each} and {device.name} has "
         f"{usable / 1e9:,.1f} GB"
     )
     raise ConfigError(Problem("train.micro_batch_size", message, _way_out(recipe, step, usable)))
@@ -87,9 +115,18 @@ def require_memory(recipe: Recipe, device: Device) -> None:
 
 def _way_out(recipe: Recipe, step: TrainingStep, usable: int) -> str:
     if size := largest_micro_batch(recipe.model, step, usable):
-        fits = next(part for part in range(size, 0, -1) if recipe.train.batch_size % part == 0)
-        return f"micro_batch_size={fits} fits"
+        share = recipe.train.batch_size // step.world_size
+        part = next(part for part in range(size, 0, -1) if share % part == 0)
+        return f"micro_batch_size={part} fits"
     return "choose a smaller model; `gptfit plan` shows what each part takes"
+
+
+def choose_parallel(recipe: Recipe, device: Device, processes: int) -> str:
+    """What ``run.parallel`` says; where it is auto, replicas unless they do not fit."""
+    if recipe.run.parallel != "auto":
+        return recipe.run.parallel
+    total = memory_ledger(recipe.model, training_step(recipe, device, DDP, processes)).total
+    return FSDP if verdict(total, usable_bytes(device)) == NO else DDP
 
 
 def _available(name: str) -> str:

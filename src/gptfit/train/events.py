@@ -13,13 +13,18 @@ from gptfit.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or goes on, after ``step``."""
+    """Training begins, or goes on, after ``step``, where the metrics had ``metrics_bytes``.
+
+    ``compilation`` says what became of torch.compile, if it was to be used.
+    """
 
     kind: ClassVar[str] = "started"
     step: int
+    metrics_bytes: int
     device: str
     dtype: str
     parameters: int
+    compilation: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,44 @@ class Saved:
     folder: str
 
 
-Event = Started | Stepped | Evaluated | Sampled | Saved
+@dataclass(frozen=True)
+class SaveFailed:
+    """A checkpoint that could not be written; training goes on."""
+
+    kind: ClassVar[str] = "save failed"
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """A loss or a gradient that was not finite, after ``step``; nothing was updated by it.
+
+    ``batch`` and ``grad_norm`` are None where an evaluation met it, numbers that are not finite are
+    None too. ``action`` is stop, skip or rewind; after a rewind the run stands where the metrics had
+    ``metrics_bytes``.
+    """
+
+    kind: ClassVar[str] = "nonfinite"
+    step: int
+    batch: int | None
+    loss: float | None
+    grad_norm: float | None
+    action: str
+    metrics_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatchHalved:
+    """The memory did not suffice; from here on ``micro_batch_size`` sequences are taken at once."""
+
+    kind: ClassVar[str] = "out of memory"
+    step: int
+    micro_batch_size: int
+    grad_accum_steps: int
+
+
+Event = Started | Stepped | Evaluated | Sampled | Saved | SaveFailed | NonFinite | MicroBatchHalved
 Listener = Callable[[Event], None]
 
 
@@ -96,19 +138,34 @@ class MetricsFile:
                 f"{self.path} cannot be written ({error.strerror}); make room and resume"
             ) from error
 
+    def size(self) -> int:
+        """Bytes that have been written."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def read(self) -> list[dict[str, Any]]:
         """All events of the run as it stands.
 
-        A run that was resumed has lived some steps twice: what lies beyond the step at which it
-        started again is left out, and so is a line that a crash cut short.
+        A run that went back to a checkpoint has lived some steps twice. The event that tells so says
+        where the metrics stood in that checkpoint: what lies between is left out, and so is a line
+        that a crash cut short.
         """
-        events: list[dict[str, Any]] = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
+        events: list[tuple[int, dict[str, Any]]] = []
+        end = 0
+        for line in self.path.read_bytes().split(b"\n"):
+            place, end = end, end + len(line) + 1
+            if (event := parse(line)) is None:
                 continue
-            if event["event"] == Started.kind:
-                events = [earlier for earlier in events if earlier["step"] <= event["step"]]
-            events.append(event)
-        return events
+            if (back_to := event.get("metrics_bytes")) is not None:
+                events = [(earlier, kept) for earlier, kept in events if earlier < back_to]
+            events.append((place, event))
+        return [event for _, event in events]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None of one that a crash cut short, or that something else wrote."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and "event" in event and type(event.get("step")) is int
+    return event if is_event else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptfit.config import Recipe
+from gptfit.config import GPT2Config, Recipe
+from gptfit.config.recipe import usual_learning_rate
 from gptfit.data import TextSource, TokenDataset, Vocabulary, compressed_bits, vocabularies
 from gptfit.errors import DataError
 from gptfit.plan.lattice import CONTEXTS, Lattice, Machine, Text
@@ -99,7 +99,8 @@ def find(
 def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
     """The candidate with its learning rate, weight decay, budget, warm-up and intervals."""
     steps = max(1, best.steps)
-    rate = round(0.032 / math.sqrt(best.n_embd), 5)  # 2e-3 at width 256
+    model = GPT2Config(n_embd=best.n_embd, n_head=best.n_head)
+    rate, _ = usual_learning_rate(model, base.train.optimizer)
     values: dict[str, Any] = {
         **best.values,
         "model.bias": False,
@@ -111,6 +112,8 @@ def recipe_for(best: Candidate, base: Recipe, seconds: float) -> Recipe:
         # A shorter warm-up at these rates leaves the model on a plateau for the rest of the run.
         "train.warmup_steps": min(200, max(50, steps // 20), steps // 4),
         "train.beta2": 0.99,
+        "train.muon_learning_rate": 0.04,
+        "train.muon_momentum": 0.9,
         "train.weight_decay": weight_decay(best.epochs),
         "train.eval_interval": max(1, steps // EVALUATIONS),
         "train.eval_tokens": max(4096, round(best.tokens / 40)),

@@ -6,45 +6,55 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from gptfit.config import Recipe, TrainConfig
+from gptfit.config import Recipe
 from gptfit.data import Sampler, TokenDataset
-from gptfit.errors import ConfigError, GptfitError, Problem
 from gptfit.formats.hf import load_model
-from gptfit.formats.locate import find_checkpoint
+from gptfit.formats.locate import METRICS, find_checkpoint, pointed_at
 from gptfit.generate import Evaluation, evaluate
+from gptfit.generate.evaluate import Abandoned
 from gptfit.model import GPT2
+from gptfit.model.out_of_memory import give_back_unused, is_out_of_memory
 from gptfit.plan.flops import training_flops_per_token
 from gptfit.plan.params import count_parameters
 from gptfit.train.allocator import keep_freed_pages
-from gptfit.train.checkpoint import CheckpointStore, TrainingState
+from gptfit.train.anomaly import (
+    REWIND,
+    SKIP,
+    STOP,
+    Anomalies,
+    MemoryExhaustedError,
+    TrainingDivergedError,
+    finite,
+)
+from gptfit.train.budget import require_end, share_spent
+from gptfit.train.checkpoint import CheckpointStore, TrainingState, checkpoint_bytes
+from gptfit.train.determinism import make_deterministic
 from gptfit.train.device import Device
 from gptfit.train.events import (
     Evaluated,
     Event,
     Listener,
     MetricsFile,
+    MicroBatchHalved,
+    NonFinite,
     Sampled,
-    Saved,
     Started,
     Stepped,
 )
 from gptfit.train.interrupt import Interrupt
+from gptfit.train.interval import Interval
 from gptfit.train.sample import SampleWriter
+from gptfit.train.saving import Saving
 from gptfit.train.schedule import rate_factor
-from gptfit.train.step import Step
+from gptfit.train.step import Gradients, Step
 from gptfit.train.world import World
 
-METRICS = "metrics.jsonl"
-
-
-class TrainingDivergedError(GptfitError):
-    """The loss or the gradient is not finite any more; the last checkpoint is."""
-
-    exit_code = 1
+if TYPE_CHECKING:
+    from gptfit.train.lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class Outcome:
     """How a call of ``Trainer.run`` ended.
 
     ``best`` is the best checkpoint on the whole validation split, ``last`` the last one on the
-    tokens that evaluations on the way read; both are None after an interrupt, which only saves.
+    tokens that evaluations on the way read. Both are None after an interrupt, which only saves;
+    ``best`` alone is where the interrupt came when the training was over.
     """
 
     step: int
@@ -67,27 +78,6 @@ class Outcome:
         return self.last is None
 
 
-class Interval:
-    """The steps since the last log line; sums stay on the device until they are read."""
-
-    def __init__(self, device: Device) -> None:
-        self.loss = torch.zeros((), device=device.torch_device)
-        self.grad_norm = torch.zeros((), device=device.torch_device)
-        self.learning_rate = 0.0
-        self.steps = 0
-        self.started = time.perf_counter()
-
-    def add(self, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
-        """Count one step."""
-        self.loss += loss
-        self.grad_norm, self.learning_rate = grad_norm, learning_rate
-        self.steps += 1
-
-    def seconds(self) -> float:
-        """Time since the interval began."""
-        return time.perf_counter() - self.started
-
-
 class Trainer:
     """One run on one device: a model, its data, and the folder that holds what must last."""
 
@@ -99,85 +89,163 @@ class Trainer:
         model: GPT2,
         device: Device,
         world: World | None = None,
+        *,
+        lock: RunLock | None = None,
     ) -> None:
+        """``lock``, if any, is released when ``run`` has ended."""
+        if recipe.run.deterministic:
+            make_deterministic()
         self.run_folder = run
         self.recipe = recipe
         self.dataset = dataset
         self.model = model
         self.device = device
         self.world = world or World()
+        self.lock = lock
         self.sampler = Sampler(
             dataset.train, recipe.model.n_positions, recipe.train.batch_size, recipe.train.seed
         )
         self.step = Step(model, recipe, self.sampler, device, self.world)
-        self.checkpoints = CheckpointStore(run, recipe.run.keep_checkpoints)
+        self.checkpoints = CheckpointStore(
+            run,
+            recipe.run.keep_checkpoints,
+            recipe.run.keep_every,
+            recipe.run.async_checkpoints,
+        )
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
         self.metrics = MetricsFile(run / METRICS)
+        self.saving = Saving(self.checkpoints, self._tell)
+        self.anomalies = Anomalies(recipe.train)
         self._started: float | None = None
+        self._agreed_seconds: float | None = None
         self._logged = (0, 0.0)
+        self._evaluation: Evaluation | None = None  # of the weights as they are
         self._sampled_step: int | None = None
         self.writer = SampleWriter(recipe, dataset, device)
         require_end(recipe.train)
         if device.torch_device.type == "cpu":
             keep_freed_pages()
 
-    def restore(self) -> None:
-        """Continue from the run's last checkpoint, whose weights the model already has."""
-        _, self.state, moments = self.checkpoints.load_last()
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a verified checkpoint of the run, whose weights the model already has."""
+        self.state, moments = self.checkpoints.load(checkpoint)
         self.step.optimizer.restore(moments, self.state.step)
+        if self.recipe.origins["train.micro_batch_size"] == "command line":
+            self.state = replace(self.state, micro_batch_size=None)  # there is more memory now
+        if self.state.micro_batch_size is not None:
+            self.step.limit_micro_batch(self.state.micro_batch_size)
 
     def run(self, listener: Listener, interrupt: Interrupt) -> Outcome:
         """Train until the budget is spent or ``interrupt`` is set; the run folder is whole either way."""
-        self._listener = listener
-        self._started = time.perf_counter() - self.state.elapsed_seconds
-        parameters = count_parameters(self.recipe.model).total
-        self._tell(Started(self.state.step, self.device.name, self.device.dtype_name, parameters))
-        train = self.recipe.train
-        evaluation = None
-        self._interval = Interval(self.device)
-        while self.progress() < 1 and not interrupt.is_set:
-            evaluation = None
-            self._step()
-            if self.state.step % train.log_interval == 0:
-                self._log()
-            if self.state.step % train.eval_interval == 0 and self.progress() < 1:
-                evaluation = self._milestone()
-        if self._interval.steps:
-            self._log()
-        if interrupt.is_set and self.progress() < 1:
-            self._save(is_best=False)  # at once: whoever interrupts is in a hurry
-            return Outcome(
-                self.state.step, None, None, self.state.best_step, self.elapsed_seconds()
-            )
-        last = evaluation or self._milestone(is_last=True)
-        best = self._conclude(last)
-        return Outcome(self.state.step, last, best, self.state.best_step, self.elapsed_seconds())
+        self._listener, self._interrupt = listener, interrupt
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.checkpoints.wait()
+            size, last = self.step.micro_batch_size, self.saving.last()
+            raise MemoryExhaustedError(self.device.name, size, self.recipe, last) from error
+        finally:
+            self.checkpoints.wait()  # whoever has the lock next finds nobody writing
+            if self.lock:
+                self.lock.release()
 
-    def _conclude(self, last: Evaluation) -> Evaluation:
+    def _run(self) -> Outcome:
+        self._started = time.perf_counter() - self.state.elapsed_seconds
+        config, state, device = self.recipe.model, self.state, self.device
+        needed = checkpoint_bytes(config, self.recipe.train.optimizer)
+        self.world.of_main(lambda: self.checkpoints.require_space(needed))
+        self._tell(
+            Started(
+                step=state.step,
+                metrics_bytes=state.metrics_bytes,
+                device=device.name,
+                dtype=device.dtype_name,
+                parameters=count_parameters(config).total,
+                compilation=self.step.compilation,
+            )
+        )
+        self._interval = Interval(device, state.unlogged_loss, state.unlogged_steps)
+        try:
+            while not self._agree_to_stop():
+                if self.progress() >= 1:
+                    if self._evaluation:
+                        return self._conclude(self._evaluation)
+                    self._milestone(is_last=True)
+                elif self._is_evaluation_due():
+                    self._milestone()
+                else:
+                    self._step()
+                self._report_saves()
+        except Abandoned:
+            pass  # what was given up is done again after a resume
+        return self._leave()
+
+    def _leave(self) -> Outcome:
+        """Save at once: whoever interrupts is in a hurry."""
+        if self.progress() >= 1:
+            self._log_rest()
+        self._save()
+        self._settle()
+        self.saving.require_last()
+        state = self.state
+        return Outcome(state.step, None, None, state.best_step, state.elapsed_seconds)
+
+    def _conclude(self, last: Evaluation) -> Outcome:
+        """The end of the budget: nothing is left in the air, and a look at the best checkpoint."""
+        self._log_rest()
+        self._settle()
+        self.saving.require_last()
+        # The main process knows which checkpoints could be written.
+        best_step = self.world.of_main(lambda: self.state.best_step)
+        try:
+            best = self._best(last, best_step or 0)
+        except Abandoned:
+            best = None
+        return Outcome(self.state.step, last, best, best_step, self.elapsed_seconds())
+
+    def _best(self, last: Evaluation, step: int) -> Evaluation:
         """The checkpoint that is handed over, on every token of the validation split; and a sample."""
-        step = self.state.best_step or 0
         model = self.model
         if step != self.state.step:
-            model = load_model(
-                find_checkpoint(self.run_folder, ("best",)), self.device.torch_device
-            )
+            best = self.world.of_main(lambda: find_checkpoint(self.run_folder, ("best",)))
+            model = load_model(best, self.device.torch_device)
         if self.recipe.train.sample_interval != 0 and self._sampled_step != step:
-            self._sample(step, model)
+            self._tell_sample(step, self._sample(model))
         if model is self.model and last.tokens == len(self.dataset.val) - 1:
             return last
-        return evaluate(model, self.dataset.val, None, self.device.autocast())
+        return self._evaluate(model, None)
+
+    def _evaluate(self, model: GPT2, max_tokens: int | None) -> Evaluation:
+        world = self.world
+        return evaluate(
+            model,
+            self.dataset.val,
+            max_tokens,
+            self.device.autocast(),
+            world.rank,
+            world.size,
+            world.sum,
+            self._agree_to_stop,
+        )
+
+    def _agree_to_stop(self) -> bool:
+        """Whether to stop. All processes do so together, and go by the main one's clock."""
+        wish, seconds = self._interrupt.is_set, self.elapsed_seconds()
+        stop, self._agreed_seconds = self.world.agree(wish, seconds)
+        return stop
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is spent and its end evaluated; an interrupt may come in between."""
+        return self.progress() >= 1 and self.state.evaluated_step == self.state.step
 
     def progress(self) -> float:
         """Share of the budget spent, 0 to 1: of the budget that is nearest to its end."""
-        train, step = self.recipe.train, self.state.step
-        shares = [0.0]
-        if train.max_steps is not None:
-            shares.append(step / train.max_steps)
-        if train.max_tokens is not None:
-            shares.append(step * self.tokens_per_step / train.max_tokens)
-        if train.max_seconds is not None:
-            shares.append(self.elapsed_seconds() / train.max_seconds)
-        return min(1.0, max(shares))
+        seconds = self._agreed_seconds
+        seconds = self.elapsed_seconds() if seconds is None else seconds
+        return share_spent(self.recipe.train, self.state.step, self.tokens_per_step, seconds)
 
     def elapsed_seconds(self) -> float:
         """Time spent in ``run``, over all resumes."""
@@ -195,21 +263,89 @@ class Trainer:
         steps, seconds = self._logged
         return steps * self.tokens_per_step / seconds if steps else 0.0
 
+    @property
+    def next_batch(self) -> int:
+        """The number of the batch that comes next. One that was skipped counts, but is no step."""
+        return self.state.step + self.state.batches_skipped
+
     def _step(self) -> None:
         factor = rate_factor(self.recipe.train, self.state.step, self.progress())
-        gradients = self.step.gradients(self.state.step)
+        gradients = self._gradients()
         if not gradients.are_finite:
-            raise self._diverged(gradients.loss.item())
+            self._meet_nonfinite(gradients.loss.item(), gradients.norm.item())
+            return
         self.step.update(factor)
         self.state = replace(self.state, step=self.state.step + 1)
+        self._evaluation = None
         rate = factor * self.recipe.train.learning_rate
         self._interval.add(gradients.loss, gradients.norm, rate)
+        if self.state.step % self.recipe.train.log_interval == 0:
+            self._log()
+
+    def _gradients(self) -> Gradients:
+        """Of the next batch; in half as large pieces, until they fit into the memory."""
+        while True:
+            try:
+                return self.step.gradients(self.next_batch)
+            except RuntimeError as error:
+                smallest = self.step.micro_batch_size == 1
+                if smallest or self.world.size > 1 or not is_out_of_memory(error):
+                    raise
+            # Not within the except clause, where the error still holds what it could not finish.
+            self.step.drop_gradients()
+            give_back_unused()
+            self.step.limit_micro_batch(self.step.micro_batch_size // 2)
+            size, times = self.step.micro_batch_size, self.step.grad_accum_steps
+            self.state = replace(self.state, micro_batch_size=size)
+            self._tell(MicroBatchHalved(self.state.step, size, times))
+
+    def _meet_nonfinite(self, loss: float, norm: float | None = None) -> None:
+        """Stop, skip the batch at hand, or rewind behind it. Without a norm, an evaluation met it."""
+        self._settle()
+        step, batch = self.state.step, None if norm is None else self.next_batch
+        what = f"the validation loss is {loss}"
+        if batch is not None:
+            what = f"the loss of batch {batch} is {loss} and its gradient's norm {norm}"
+        error = self._diverged(what)
+        action = self.anomalies.action(step)
+        if (action == SKIP and batch is None) or (action == REWIND and not self._can_rewind()):
+            action = STOP
+        self.step.drop_gradients()
+        if action == SKIP:
+            self.state = replace(self.state, batches_skipped=self.state.batches_skipped + 1)
+        elif action == REWIND:
+            self._rewind(self.next_batch + (batch is not None))
+        back_to = self.state.metrics_bytes if action == REWIND else None
+        self._tell(NonFinite(step, batch, finite(loss), finite(norm), action, back_to))
+        if action == STOP:
+            raise error
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        train = self.recipe.train
+        return TrainingDivergedError(what, self.state.step, train, self.saving.last())
+
+    def _can_rewind(self) -> bool:
+        return self.world.of_main(lambda: pointed_at(self.run_folder, "last") is not None)
+
+    def _rewind(self, next_batch: int) -> None:
+        """Back to the last checkpoint, but not to the batches before ``next_batch``."""
+        folder, saved, moments = self.checkpoints.load_last()
+        rows = len(self.model.wte.weight)
+        weights = load_model(folder, self.device.torch_device, pad_vocab_to_multiple=rows)
+        self.step.restore(dict(weights.named_parameters()), moments, saved.step)
+        self.state = replace(
+            saved,
+            batches_skipped=next_batch - saved.step,
+            micro_batch_size=self.state.micro_batch_size,
+        )
+        self._interval = Interval(self.device, saved.unlogged_loss, saved.unlogged_steps)
+        self._evaluation = self._sampled_step = None
 
     def _log(self) -> None:
         interval = self._interval
         steps, seconds = self._logged
-        self._logged = steps + interval.steps, seconds + interval.seconds()
-        rate = interval.steps * self.tokens_per_step / interval.seconds()
+        self._logged = steps + interval.timed_steps, seconds + interval.seconds()
+        rate = interval.timed_steps * self.tokens_per_step / interval.seconds()
         peak = self.device.peak_flops
         mfu = rate * training_flops_per_token(self.recipe.model) / peak if peak else None
         self._tell(
@@ -219,7 +355,7 @@ class Trainer:
                 learning_rate=interval.learning_rate,
                 grad_norm=interval.grad_norm.item(),
                 tokens=self.state.step * self.tokens_per_step,
-                epoch=self.sampler.epoch(self.state.step),
+                epoch=self.sampler.epoch(self.next_batch),
                 tokens_per_second=rate,
                 elapsed_seconds=self.elapsed_seconds(),
                 progress=self.progress(),
@@ -228,20 +364,37 @@ class Trainer:
         )
         self._interval = Interval(self.device)
 
-    def _milestone(self, is_last: bool = False) -> Evaluation:
+    def _log_rest(self) -> None:
+        if self._interval.timed_steps:
+            self._log()
+
+    def _is_evaluation_due(self) -> bool:
+        state = self.state
+        at_interval = state.step > 0 and state.step % self.recipe.train.eval_interval == 0
+        return at_interval and state.evaluated_step != state.step
+
+    def _milestone(self, is_last: bool = False) -> None:
         """Evaluate, sample, save."""
+        if is_last:
+            self._log_rest()
         started = time.perf_counter()
-        evaluation = evaluate(
-            self.model, self.dataset.val, self.recipe.train.eval_tokens, self.device.autocast()
-        )
+        step = self.state.step
+        self.world.of_main(self.dataset.require_unchanged)
+        evaluation = self._evaluate(self.model, self.recipe.train.eval_tokens)
         if not math.isfinite(evaluation.loss):
-            raise self._diverged(evaluation.loss)
+            self._meet_nonfinite(evaluation.loss)
+            return
+        is_sampled = self.writer.is_due(step) and not is_last
+        sample = self._sample(self.model) if is_sampled else None
+        self._settle()  # whether the best so far could be saved
         is_best = self.state.best_loss is None or evaluation.loss < self.state.best_loss
         if is_best:
-            self.state = replace(self.state, best_loss=evaluation.loss, best_step=self.state.step)
+            self.state = replace(self.state, best_loss=evaluation.loss, best_step=step)
+        self.state = replace(self.state, evaluated_step=step)
+        self._evaluation = evaluation
         self._tell(
             Evaluated(
-                step=self.state.step,
+                step=step,
                 loss=evaluation.loss,
                 bits_per_byte=self.bits_per_byte(evaluation),
                 tokens=evaluation.tokens,
@@ -250,51 +403,58 @@ class Trainer:
                 elapsed_seconds=self.elapsed_seconds(),
             )
         )
-        if self.writer.is_due(self.state.step) and not is_last:
-            self._sample(self.state.step, self.model)
-        self._save(is_best)
+        if sample is not None:
+            self._tell_sample(step, sample)
+        self._save()
         self._interval.started += time.perf_counter() - started  # not training time
-        return evaluation
 
     def bits_per_byte(self, evaluation: Evaluation) -> float | None:
         """None where the size of the validation text is not known."""
         tokens_per_byte = self.dataset.val_tokens_per_byte
         return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
 
-    def _sample(self, step: int, model: GPT2) -> None:
-        self._tell(Sampled(step, self.writer.prompt, self.writer.write(model)))
+    def _sample(self, model: GPT2) -> str:
+        return self.writer.write(model, self._agree_to_stop)
+
+    def _tell_sample(self, step: int, text: str) -> None:
+        self._tell(Sampled(step, self.writer.prompt, text))
         self._sampled_step = step
 
-    def _save(self, is_best: bool) -> None:
-        self.state = replace(self.state, elapsed_seconds=self.elapsed_seconds())
-        folder = self.checkpoints.save(
-            self.model,
-            self.dataset.tokenizer,
-            self.step.optimizer.state(),
+    def _save(self) -> None:
+        """Begin to write a checkpoint; ``_report_saves`` tells what becomes of it."""
+        self._settle()
+        largest = torch.nn.utils.get_total_norm(self.model.parameters(), math.inf)
+        if not torch.isfinite(self.world.full(largest)):
+            self._tell(NonFinite(self.state.step, None, None, None, STOP))
+            raise self._diverged("a weight is not finite")
+        self.state = replace(
             self.state,
-            is_best,
+            elapsed_seconds=self.elapsed_seconds(),
+            metrics_bytes=self.metrics.size(),
+            unlogged_loss=self._interval.loss.item(),
+            unlogged_steps=self._interval.steps,
         )
-        self._tell(Saved(self.state.step, folder.name))
+        model = self.world.whole(self.model)
+        moments = self.world.collected(self.step.optimizer.state())
+        is_best = self.state.best_step == self.state.step
+        self.world.of_main(
+            lambda: self.checkpoints.save(
+                model, self.dataset.tokenizer, moments, self.state, is_best
+            )
+        )
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        self.checkpoints.wait()
+        self._report_saves()
+
+    def _report_saves(self) -> None:
+        if self.state.best_step in self.saving.report():
+            loss, step = self.saving.best()
+            self.state = replace(self.state, best_loss=loss, best_step=step)
 
     def _tell(self, event: Event) -> None:
+        if not self.world.is_main:
+            return
         self.metrics.append(event)
         self._listener(event)
-
-    def _diverged(self, loss: float) -> TrainingDivergedError:
-        where = (
-            f"the last checkpoint is whole: {self.checkpoints.folder / 'last'}"
-            if (self.checkpoints.folder / "last.json").is_file()
-            else "no checkpoint had been written yet"
-        )
-        return TrainingDivergedError(
-            f"the loss is {loss} after step {self.state.step}: training has diverged before the "
-            f"update; {where}. Start again with a smaller learning_rate "
-            f"(now {self.recipe.train.learning_rate:g}) or more warmup_steps"
-        )
-
-
-def require_end(train: TrainConfig) -> None:
-    """Refuse a run without any budget."""
-    if not train.has_end:
-        fix = "give --time 2m, or max_steps or max_tokens"
-        raise ConfigError(Problem("train.max_steps", "the run has no end", fix))

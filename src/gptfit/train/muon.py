@@ -3,6 +3,7 @@
 A matrix is moved by the orthogonal matrix nearest to its momentum, so that all directions learn at
 the same pace. The query, key and value matrices, which GPT-2 keeps as one, are taken apart for it.
 Matrices of one shape are orthogonalized together, in one batched product instead of a hundred.
+Several processes share them out, and give each other what they have computed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# The polynomials a·x + b·x³ + c·x⁵ that, one after the other, take singular values between 1e-3 and
-# 1 nearest to 1: Polar Express, Amsel et al. 2025 (arXiv 2505.16932), the first five of them.
+from gptfit.train.world import World
+
+# Polynomials a·x + b·x³ + c·x⁵ that, one after the other, take singular values from 1e-3 on towards 1:
+# Polar Express, Amsel et al. 2025 (arXiv 2505.16932). Of its series these three are enough: with five
+# the loss is no lower (docs/lab-book.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 MARGIN = 1.01
 """Rounding may leave a singular value slightly above 1, where the polynomials grow fast."""
@@ -36,6 +38,12 @@ class Part:
     name: str
     parameter: nn.Parameter
     count: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of each matrix."""
+        rows, columns = self.parameter.shape[0] // self.count, self.parameter.shape[1]
+        return (columns, rows) if self.is_tall else (rows, columns)
 
     @property
     def is_tall(self) -> bool:
@@ -61,17 +69,23 @@ class Part:
 
 @dataclass
 class Stack:
-    """The parts whose matrices have one shape, with their momentum (n, rows, columns)."""
+    """The parts whose matrices have one shape, ``count`` of them all together.
+
+    This process moves those at ``mine``, and has only their momentum (n, rows, columns).
+    """
 
     parts: list[Part]
+    count: int
+    mine: slice
     momentum: Tensor
 
     @classmethod
-    def of(cls, parts: list[Part]) -> Stack:
+    def of(cls, parts: list[Part], world: World) -> Stack:
         """Parts of one shape, at rest."""
-        shapes = [part.matrices(part.parameter.detach()).shape for part in parts]
-        count = sum(shape[0] for shape in shapes)
-        return cls(parts, parts[0].parameter.new_zeros((count, *shapes[0][1:])))
+        count = sum(part.count for part in parts)
+        mine = world.mine(count)
+        shape = (mine.stop - mine.start, *parts[0].shape)
+        return cls(parts, count, mine, torch.zeros(shape, device=parts[0].parameter.device))
 
     def slices(self, stacked: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Each part with its own matrices of ``stacked``."""
@@ -91,12 +105,14 @@ class Muon:
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.float32,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         by_shape = defaultdict(list)
         for item in named:
             part = Part(*item)
-            by_shape[part.matrices(part.parameter.detach()).shape[1:]].append(part)
-        self.stacks = [Stack.of(parts) for parts in by_shape.values()]
+            by_shape[part.shape].append(part)
+        self.stacks = [Stack.of(parts, self.world) for parts in by_shape.values()]
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.dtype = dtype
@@ -105,17 +121,21 @@ class Muon:
     def step(self, learning_rate: float) -> None:
         """One update with Nesterov momentum and decoupled weight decay; the gradients are dropped."""
         for stack in self.stacks:
-            self._move(stack, orthogonalized(self._directions(stack)), learning_rate)
+            updates = self.world.gathered(orthogonalized(self._directions(stack)), stack.count)
+            self._move(stack, updates, learning_rate)
+            del updates
 
     def _move(self, stack: Stack, updates: Tensor, learning_rate: float) -> None:
         for part, update in stack.slices(updates):
-            weight = part.matrices(part.parameter)
-            weight.mul_(1 - learning_rate * self.weight_decay)
-            weight.add_(update, alpha=-learning_rate * part.scale)
+            update = self.world.like(part.assembled(update), part.parameter)
+            part.parameter.mul_(1 - learning_rate * self.weight_decay)
+            part.parameter.add_(update, alpha=-learning_rate * part.scale)
 
     def _directions(self, stack: Stack) -> Tensor:
         """Where momentum and gradient point, scaled to a spectral norm below 1; takes the gradients."""
-        gradients = torch.cat([part.matrices(_taken_gradient(part)) for part in stack.parts])
+        whole = (self.world.full(_taken_gradient(part)) for part in stack.parts)
+        of_parts = zip(stack.parts, whole, strict=True)
+        gradients = torch.cat([part.matrices(one) for part, one in of_parts])[stack.mine]
         stack.momentum.lerp_(gradients, 1 - self.momentum)
         gradients.lerp_(stack.momentum, self.momentum)
         gradients /= gradients.norm(dim=(1, 2), keepdim=True) * MARGIN + TINY
@@ -126,20 +146,20 @@ class Muon:
         return {
             part.name: part.assembled(momentum)
             for stack in self.stacks
-            for part, momentum in stack.slices(stack.momentum)
+            for part, momentum in stack.slices(self.world.gathered(stack.momentum, stack.count))
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what ``state`` gave."""
         for stack in self.stacks:
-            for part, momentum in stack.slices(stack.momentum):
-                momentum.copy_(part.matrices(state[part.name].contiguous()))
+            kept = [part.matrices(state[part.name].contiguous()) for part in stack.parts]
+            stack.momentum.copy_(torch.cat(kept)[stack.mine])
 
 
 def orthogonalized(x: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices to ``x`` (n, rows, columns), singular values to about 12 %.
+    """The nearest (semi-)orthogonal matrices to ``x`` (n, rows, columns), roughly.
 
-    Those of ``x`` must lie below 1.
+    The singular values of ``x`` must lie below 1; those above 0.005 come to between 0.18 and 1.87.
     """
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from gptfit.config import TrainConfig
+from gptfit.errors import CheckpointError
 from gptfit.model import GPT2
 from gptfit.plan.manifest import TensorSpec, manifest
 from gptfit.train.muon import Muon
+from gptfit.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOMENTUM = "momentum"
@@ -24,9 +26,14 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: GPT2, config: TrainConfig, dtype: torch.dtype = torch.float32
+        self,
+        model: GPT2,
+        config: TrainConfig,
+        dtype: torch.dtype = torch.float32,
+        world: World | None = None,
     ) -> None:
         self.model = model
+        self.world = world or World()
         self.config = config
         specs = [spec for spec in manifest(model.config) if not spec.tied_to]
         matrices = [spec for spec in specs if config.optimizer == "muon" and by_muon(spec)]
@@ -54,6 +61,7 @@ class Optimizer:
             config.muon_momentum,
             config.weight_decay,
             dtype,
+            self.world,
         )
 
     def step(self, factor: float = 1.0) -> None:
@@ -67,7 +75,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """The moments by ``moment/parameter``, without rows that only pad the vocabulary.
 
-        The tensors may be those that the next step changes.
+        The tensors may be those that the next step changes, and shards: see ``World.collected``.
         """
         state = {f"{MOMENTUM}/{name}": tensor for name, tensor in self.muon.state().items()}
         for spec in self.by_adamw:
@@ -80,12 +88,21 @@ class Optimizer:
         """Put what ``state`` gave back, after ``step`` updates."""
         if step == 0:
             return
+        wanted = {f"{MOMENTUM}/{part.name}" for stack in self.muon.stacks for part in stack.parts}
+        wanted |= {f"{moment}/{spec.name}" for spec in self.by_adamw for moment in MOMENTS}
+        if wanted != state.keys():
+            other = next(iter(wanted ^ state.keys()))
+            raise CheckpointError(
+                f"the checkpoint's optimizer is not optimizer={self.config.optimizer}: they differ in "
+                f"{other}; resume with the one that the run was started with"
+            )
         for spec in self.by_adamw:
             parameter = self.model.get_parameter(spec.name)
-            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            moments = {}
             for moment in MOMENTS:
-                kept = state[f"{moment}/{spec.name}"].to(parameter.device)
-                moments[moment][: spec.shape[0]] = kept
+                whole = torch.zeros(parameter.shape, device=parameter.device)
+                whole[: spec.shape[0]] = state[f"{moment}/{spec.name}"]
+                moments[moment] = self.world.like(whole, parameter)
             updates = torch.tensor(float(step), device=parameter.device)
             self.adamw.state[parameter] = {"step": updates, **moments}
         prefix = f"{MOMENTUM}/"

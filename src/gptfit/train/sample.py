@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from gptfit.config import Recipe
 from gptfit.data import TokenDataset
 from gptfit.generate import SamplingOptions, generate_text
+from gptfit.generate.evaluate import Abandoned
 from gptfit.generate.text import encode_prompt
 from gptfit.model import GPT2
 from gptfit.train.device import Device
@@ -31,14 +33,25 @@ class SampleWriter:
             return True
         return self.interval > 0 and step % self.interval == 0
 
-    def write(self, model: GPT2) -> str:
-        """The prompt and how ``model`` goes on."""
+    def write(self, model: GPT2, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """The prompt and how ``model`` goes on.
+
+        Raises ``Abandoned`` when ``should_stop``, which is asked before each token.
+        """
         was_training = model.training
         model.eval()
-        with self.device.autocast():
-            pieces = generate_text(model, self.tokenizer, self.prompt, self.length, self.options)
-            text = self.prompt + "".join(piece[0] for piece in pieces)
-        model.train(was_training)
+        text = self.prompt
+        try:
+            with self.device.autocast():
+                pieces = generate_text(
+                    model, self.tokenizer, self.prompt, self.length, self.options
+                )
+                for piece in pieces:
+                    if should_stop():
+                        raise Abandoned
+                    text += piece[0]
+        finally:
+            model.train(was_training)
         return text
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptfit.config import GPT2Config, Recipe, RunConfig, TrainConfig
 from gptfit.config.checks import names_of
-from gptfit.config.recipe import DEFAULT
+from gptfit.config.recipe import DEFAULT, is_given
 from gptfit.errors import ConfigError, Problem, did_you_mean
 from gptfit.plan.step import CHUNKED, SDPA, TrainingStep, usual_dtype
 
@@ -151,10 +151,7 @@ class Subject:
         origins = self.recipe.origins
         if not origins:
             return self.recipe.train if self.recipe.train != TrainConfig() else None
-        said = any(
-            key.startswith("train.") and origin != DEFAULT and not origin.startswith("follows")
-            for key, origin in origins.items()
-        )
+        said = any(key.startswith("train.") and is_given(origin) for key, origin in origins.items())
         return self.recipe.train if said else None
 
     @property

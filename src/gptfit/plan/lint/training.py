@@ -13,7 +13,7 @@ from gptfit.plan.lint.rules import ERROR, HINT, WARNING, Advice, Changes, Refusa
 from gptfit.plan.lint.subject import Program, Subject
 from gptfit.plan.params import count_parameters
 from gptfit.plan.rules_of_thumb import batch_range, rate_range
-from gptfit.plan.step import TrainingStep
+from gptfit.plan.step import ADAMW, TrainingStep
 
 EVALUATION_SHARE = 0.1
 FORWARD_SHARE = 1 / 3
@@ -28,8 +28,10 @@ FORWARD_SHARE = 1 / 3
     "Kaplan et al. 2020, appendix D.6; Step Law, arXiv 2503.04715",
 )
 def odd_learning_rate(fresh: GPT2Config, train: TrainConfig, subject: Subject) -> Iterator[Advice]:
-    """Outside 0.3 to 3 times what both laws span. Nothing is said of a low, constant rate without
+    """Outside 0.3 to 3 times what both laws, which are AdamW's, span. Nothing is said of a low, constant rate without
     warm-up: that is how weights are fine-tuned, and --from says from which."""
+    if train.optimizer != ADAMW:
+        return
     parameters = count_parameters(fresh).non_embedding
     batch_tokens = train.batch_size * fresh.n_positions
     good = rate_range(parameters, batch_tokens, subject.tokens)

@@ -65,6 +65,7 @@ class Case:
             "k": self.step.checkpointed_blocks,
             "K": self.step.loss_chunks if self.step.loss != WHOLE else 1,
             "W": self.step.world_size,
+            "o": int(self.muon),
         }
 
     @property

@@ -31,6 +31,7 @@ LETTERS = {
     "E": "sequences of one batch of the evaluation",
     "e": "tokens of one batch of the evaluation",
     "W": "devices",
+    "o": "1 with Muon, else 0",
     "s": "bytes of a number that matrices are multiplied in",
     "h": "1 with several heads, else 0",
     "w": "1 with several heads of several sequences, else 0",

@@ -185,23 +185,26 @@ def update(case: Case, tape: Tape) -> None:
 
 def muon(case: Case, tape: Tape) -> None:
     """AdamW has dropped its gradients; then the blocks' matrices, all of one shape at a time."""
-    tape.free("gradients")
-    square, oblong = ("4·L·C²", "4·L·C²"), ("2·L·C·F", "2·L·min(C, F)²")
+    stacks = [("4·L·C²", "4·L·C²"), ("2·L·C·F", "2·L·min(C, F)²")]
     if case.config.n_inner == case.config.n_embd:
         stacks = [("6·L·C²", "6·L·C²")]
-    else:
-        stacks = [square, oblong]
     left = "L·m"
     for size, gram in stacks:
-        tape.take("gradients", GRADIENTS, f"4·{left}", "gradients of matrices, float32")
+        hold_gradients(case, tape, left)
         tape.take("directions", TRANSIENTS, f"4·{size}", "momentum and gradients, stacked")
-        tape.free("gradients")
         left = f"({left} - {size})"
-        tape.take("gradients", GRADIENTS, f"4·{left}", "gradients of matrices, float32")
+        hold_gradients(case, tape, left)
         if case.autocast:
             tape.take("low directions", TRANSIENTS, f"2·{size}", "the same in bfloat16")
             tape.free("directions")
             tape.rename("low directions", "directions")
         tape.take("next directions", TRANSIENTS, f"s·{size}", "a Newton-Schulz iteration's result")
         tape.take("polynomial", TRANSIENTS, f"2·s·{gram}", "products that it is made of")
-        tape.free("polynomial", "directions", "next directions", "gradients")
+        tape.free("polynomial", "directions", "next directions")
+
+
+def hold_gradients(case: Case, tape: Tape, elements: str) -> None:
+    """So many gradients are left, unless they are views of DDP's buckets, which stay."""
+    if not case.grads_in_buckets:
+        tape.free("gradients")
+        tape.take("gradients", GRADIENTS, f"4·{elements}", "gradients of matrices, float32")

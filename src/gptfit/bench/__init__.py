@@ -1,0 +1,1 @@
+"""gptfit side by side with its peers: the same model, data, batch and precision, in one run."""
