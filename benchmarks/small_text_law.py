@@ -35,8 +35,10 @@ def train(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     from gptfit.train.interrupt import Interrupt
 
     text = TextSource.embedded() if path == "embedded" else TextSource.from_paths([path])
-    rate = round(0.032 / settings["n_embd"] ** 0.5, 5)
+    by_muon = settings["optimizer"] == "muon"
+    rate = 4e-3 if by_muon else round(0.032 / settings["n_embd"] ** 0.5, 5)
     values = {
+        "muon_learning_rate": 0.04, "muon_momentum": 0.9,
         "tokenizer": "bpe", "n_head": max(1, settings["n_embd"] // 64), "lr": rate, "min_lr": rate / 20,
         "schedule": "linear", "warmup_steps": max(50, settings["max_steps"] // 20), "beta2": 0.99,
         "eval_interval": settings["max_steps"] // 8, "eval_tokens": 16384, "sample_interval": 0,

@@ -48,6 +48,6 @@ def _known_speed() -> None:
     from gptfit.train.device import choose_device
     from made_up import COSTS
 
-    for width in (64, 256):
+    for width in (32, 256):
         device = choose_device("cpu", "auto", GPT2Config(n_embd=width, n_head=1))
         Calibration(fingerprint(device), COSTS, (), 0.0).save()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import call
 from gptfit.config import Recipe
 from gptfit.data import Sampler, TextSource, TokenDataset
 from gptfit.errors import DataError, GptfitError
@@ -118,11 +117,6 @@ def whole_run(
             return {"outcome": outcome, "told": [event.kind for event in events]}
     except GptfitError as error:
         return {"error": type(error).__name__}
-
-
-def command_run(arguments: list[object]) -> int:
-    """``gptfit ARGUMENTS``; the exit code."""
-    return call(*arguments).code
 
 
 def batch_hashes(results: list[dict[str, Any]]) -> list[str]:

@@ -20,6 +20,7 @@ STATES: dict[str, tuple[list[Event], bool, str]] = {
     "whole": (told(3.0, 2.0, 2.5, 2.1), False, "finished"),
     "with a sample at the end": ([*told(3, 2, 2, 2), Sampled(40, "a", "ab")], False, "finished"),
     "spent but not saved": (told(3, 2, 2, 2)[:-1], False, "stopped unexpectedly"),
+    "resumed and gone": ([*told(3, 2, 2, 2), started(40, 10**6)], True, "stopped unexpectedly"),
     "left on request": ([*told(3), stepped(13), saved(13)], False, "interrupted"),
     "killed": ([*told(3), stepped(13)], True, "stopped unexpectedly"),
     "killed after a save": (told(3), True, "stopped unexpectedly"),

@@ -17,7 +17,7 @@ from gptfit.config import Recipe
 from gptfit.train import run as runs
 from gptfit.train.events import MetricsFile
 from several_processes import together
-from shared_work import command_run, tiny_tokens, whole_run
+from shared_work import tiny_tokens, whole_run
 from tiny_run import TINY
 
 TOLERANCE = 1e-6
@@ -145,7 +145,9 @@ def test_a_killed_process_is_restarted_with_all_others(
     assert printed.count("another process of this run has ended or does not answer") == 1
     assert "resumed after step" in printed
     straight = tmp_path / "straight"
-    together(2, command_run, ["train", recipe, "--data", tokens, "--out", straight])
+    undisturbed = torchrun("train", recipe, "--data", tokens, "--out", straight)
+    printed = undisturbed.communicate(timeout=60)[0]
+    assert undisturbed.returncode == 0, printed
     before, after = saved(straight), saved(run)
     assert all(np.array_equal(array, after[name]) for name, array in before.items())
 

@@ -13,6 +13,7 @@ import pytest
 from gptfit.config import Recipe
 from gptfit.errors import ConfigError, MissingDependencyError
 from gptfit.train.events import Event, Listener
+from gptfit.train.run import require_free
 from gptfit.train.sinks import require_sinks, tracked
 from written_run import evaluated, saved, stepped, told
 
@@ -121,6 +122,16 @@ def test_tensorboard_of_a_resumed_run(tmp_path: Path) -> None:
     follow(tmp_path, ["tensorboard"], [stepped(15, 2.2), stepped(20, 1.0)], step=10)
     losses = scalars(tmp_path / "tensorboard")["train/loss"]
     assert losses == [(10, pytest.approx(2.9)), (15, pytest.approx(2.2)), (20, 1.0)]
+
+
+def test_folders_of_sinks_are_the_beginnings_of_a_run(tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint can be begun again."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "wandb").mkdir()
+    require_free(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match="exists and is no run of gptfit"):
+        require_free(tmp_path)
 
 
 def test_wandb(wandb: SimpleNamespace, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptfit.cli.console import print_json, stderr, stdout, table, warn
+from gptfit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gptfit.train.events import Listener
@@ -43,8 +44,8 @@ def run_to_end(trainer: Trainer, as_json: bool, fitted: Fitted | None = None) ->
         return
     try:
         draw_loss(run, run / "loss.png")
-    except OSError as error:
-        warn(f"{run}/loss.png cannot be written ({error.strerror})")
+    except (OSError, CheckpointError) as error:
+        warn(f"{run}/loss.png was not drawn ({error})")
     if outcome.interrupted:
         if as_json:
             console.print(f"resume: {_resume_command(trainer, outcome)}", soft_wrap=True)

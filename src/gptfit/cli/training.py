@@ -149,6 +149,8 @@ def train(
                 trainer = runs.resume_newest(run, wanted, world, new_data, warn)
             except runs.SpentError as done:
                 stderr().print(str(done), soft_wrap=True)
+                if as_json:
+                    print_json({"run": str(run), "spent": True})
                 return
         else:
             if resume == AUTO:

@@ -131,9 +131,9 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Until nothing is being written."""
-        if self._in_flight is not None:
-            self._in_flight.result()
-            self._in_flight = None
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
 
     def load(self, checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
         """A verified checkpoint's training state and optimizer moments.

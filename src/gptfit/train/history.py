@@ -114,7 +114,7 @@ def _state(run: Path) -> dict[str, Any]:
     best = min(tale.evaluations, key=lambda event: float(event["loss"]), default={})
     last = tale.evaluations[-1] if tale.evaluations else {}
     status, fault = _status(run, tale)
-    parameters = (tale.last(Started.kind) or {}).get("parameters")
+    parameters = tale.last(Started.kind).get("parameters")
     return {
         "status": status,
         "fault": fault,
@@ -184,9 +184,10 @@ class Tale:
         told = [*self.events, self.latest_step]
         return max((float(event.get("elapsed_seconds", 0.0)) for event in told), default=0.0)
 
-    def last(self, kind: str) -> dict[str, Any] | None:
-        """The last event of a kind."""
-        return next((event for event in reversed(self.events) if event["event"] == kind), None)
+    def last(self, *kinds: str) -> dict[str, Any]:
+        """The last event of these kinds, one without a step where there is none."""
+        told = (event for event in reversed(self.events) if event["event"] in kinds)
+        return next(told, {"event": ""})
 
 
 def _event_at(file: BinaryIO, place: int) -> dict[str, Any] | None:
@@ -200,8 +201,9 @@ def _status(run: Path, tale: Tale) -> tuple[str, str]:
         return RUNNING, ""
     if not tale.events:
         return NOT_STARTED, ""
-    saved, final = tale.last(Saved.kind), tale.events[-1]
-    is_saved = saved is not None and saved["step"] == tale.step
+    # The budget may have been extended since: what was saved before the last start does not count.
+    turn, final = tale.last(Saved.kind, Started.kind), tale.events[-1]
+    is_saved = turn["event"] == Saved.kind and turn["step"] == tale.step
     if tale.progress >= 1 and is_saved:
         return FINISHED, ""
     if final["event"] == SaveFailed.kind:

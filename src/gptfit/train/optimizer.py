@@ -86,7 +86,10 @@ class Optimizer:
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
         """Put what ``state`` gave back, after ``step`` updates."""
-        if step == 0:
+        if step == 0:  # nothing had been remembered yet
+            self.adamw.state.clear()
+            for stack in self.muon.stacks:
+                stack.momentum.zero_()
             return
         wanted = {f"{MOMENTUM}/{part.name}" for stack in self.muon.stacks for part in stack.parts}
         wanted |= {f"{moment}/{spec.name}" for spec in self.by_adamw for moment in MOMENTS}

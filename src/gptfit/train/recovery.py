@@ -94,7 +94,7 @@ def clear(run: Path) -> None:
             temporary.rename(final)
             sync(folder)
         else:
-            shutil.rmtree(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
     for dropped in folder.glob(f"{DROPPED}*"):
         shutil.rmtree(dropped, ignore_errors=True)
 
