@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gptfit.plan.least_squares import non_negative_least_squares
-from gptfit.plan.scaling import CAUSES, SMALL_TEXT, UNTRAINED, Facts
+from gptfit.plan.scaling import CAUSES, GAIN, SMALL_TEXT, UNTRAINED, Facts
 
 SET = ("context",)
 """Not fitted: at these lengths nothing of it is seen."""
@@ -77,6 +77,7 @@ def facts_of(run: dict[str, Any]) -> Facts:
         unique_tokens=run["unique_tokens"],
         tokens_per_byte=run["tokens_per_byte"],
         step_tokens=step_tokens,
+        gain=GAIN[settings["optimizer"]],
     )
 
 

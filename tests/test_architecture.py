@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "gptfit"
-ROOMS = ["errors", "config", "plan", "data", "model", "formats", "generate", "train", "bench", "cli"]
+ROOMS = [
+    "errors",
+    "config",
+    "plan",
+    "data",
+    "model",
+    "formats",
+    "generate",
+    "train",
+    "bench",
+    "cli",
+]
 LIGHT_ROOMS = {"errors", "config", "plan", "cli"}
 HEAVY = {"torch", "numpy", "tokenizers", "tiktoken", "safetensors", "matplotlib", "transformers"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -16,6 +16,7 @@ from gptfit.plan.memory import training_peak_bytes
 from gptfit.plan.memory.case import Case, letters_of_sizes
 from gptfit.plan.memory.overhead import overhead_of
 from gptfit.plan.rules_of_thumb import step_law_batch
+from gptfit.plan.scaling import GAIN
 from gptfit.plan.step import (
     ADAMW,
     CHUNKED,
@@ -185,6 +186,7 @@ def _variant(
         **{key: letters[key] for key in "VTCLHBAkN"},
         "weights": letters["L"] * letters["G"],
         "tokens_per_byte": sizes["tokens_per_byte"],
+        "gain": np.full(rows, GAIN[step.optimizer]),
         "step_seconds": sum(machine.costs.parts(letters).values()),
         "step_tokens": letters["n"] * letters["A"],
         "memory": _memory(letters, step),

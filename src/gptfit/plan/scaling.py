@@ -12,6 +12,7 @@ from typing import Any
 
 from gptfit.plan.least_squares import non_negative_least_squares
 from gptfit.plan.rules_of_thumb import step_law_batch
+from gptfit.plan.step import ADAMW, MUON
 
 REPEATED_TOKENS_WORTH = 15.388
 """R_D* of Muennighoff et al. 2023 (arXiv 2305.16264): what repeating a text can add, in epochs."""
@@ -69,6 +70,8 @@ def effective_tokens(tokens: Any, unique_tokens: Any) -> Any:
 
 CRITICAL = 4
 """Batches this many times the best one need twice the tokens (McCandlish et al. 2018, arXiv 1812.06162)."""
+GAIN = {ADAMW: 1.0, MUON: 2.0}
+"""How many of AdamW's tokens one token is worth to an optimizer (docs/lab-book.md)."""
 UNTRAINED = 4.0
 """What a model that knows nothing pays, in units of the text's compressed size; about 8 bits a byte."""
 CAUSES = ("width", "depth", "size", "time", "positions", "context", "vocabulary", "text")
@@ -78,7 +81,10 @@ PRIOR_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class Facts:
-    """What the loss of a training depends on; numbers or arrays. ``weights`` are those of the blocks."""
+    """What the loss of a training depends on; numbers or arrays.
+
+    ``weights`` are those of the blocks, ``gain`` is the optimizer's.
+    """
 
     width: Any
     depth: Any
@@ -89,6 +95,7 @@ class Facts:
     unique_tokens: Any
     tokens_per_byte: Any
     step_tokens: Any
+    gain: Any = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,10 @@ class TextLaw:
 
     def features(self, facts: Facts) -> dict[str, Any]:
         """What h is linear in, by cause."""
-        critical = CRITICAL * step_law_batch(facts.tokens)
+        critical = facts.gain * CRITICAL * step_law_batch(facts.tokens)
         useful = facts.tokens / (1 + facts.step_tokens / critical)
-        seen = effective_tokens(useful, facts.unique_tokens) / facts.tokens_per_byte
+        worth = facts.gain * useful
+        seen = effective_tokens(worth, facts.unique_tokens) / facts.tokens_per_byte
         unique = facts.unique_tokens / facts.tokens_per_byte
         return {
             "width": facts.width**-0.5,
@@ -134,9 +142,9 @@ class TextLaw:
             "size": facts.weights**-0.3473,
             "time": seen**-self.time_power,
             # Each position has an embedding of its own, which only its own tokens teach.
-            "positions": (useful / facts.context) ** -1.5,
+            "positions": (worth / facts.context) ** -1.5,
             "context": (facts.context / facts.tokens_per_byte) ** -0.3,
-            "vocabulary": facts.vocab_size / facts.tokens,
+            "vocabulary": facts.vocab_size / (facts.gain * facts.tokens),
             # What is learned by heart: more weights, fewer bytes, more passes.
             "text": useful / facts.unique_tokens * facts.weights**0.35 * unique**-0.37,
         }

@@ -141,6 +141,7 @@ class Search:
             unique_tokens=self.unique_tokens(),
             tokens_per_byte=table["tokens_per_byte"],
             step_tokens=table["step_tokens"],
+            gain=table["gain"],
         )
 
     def bits_per_byte(self) -> Any:

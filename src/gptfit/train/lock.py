@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -76,6 +77,17 @@ HELD: dict[Path, Holding] = {}
 """What this process holds: setting a run up and training it are one use."""
 
 
+def _give_back(path: Path) -> None:
+    holding = HELD[path]
+    holding.count -= 1
+    if holding.count:
+        return
+    del HELD[path]
+    with suppress(OSError):  # the disk may be gone; what is written there is only a name
+        os.ftruncate(holding.descriptor, 0)
+    os.close(holding.descriptor)
+
+
 class RunLock:
     """The lock of the folder ``run``, which it makes where it is missing."""
 
@@ -83,33 +95,25 @@ class RunLock:
         self.run = run
         self.path = run.resolve() / LOCK
         self.note: str | None = None
-        self._is_held = False
+        self._give_back: weakref.finalize[..., RunLock] | None = None
 
     def acquire(self) -> None:
         """Raises ``CheckpointError`` while another process has it, naming that process.
 
         ``note`` says afterwards what the lock cannot rule out.
         """
-        if self._is_held:
+        if self._give_back is not None and self._give_back.alive:
             return
         holding = HELD.get(self.path) or self._open()
         HELD[self.path] = holding
         holding.count += 1
-        self.note, self._is_held = holding.note, True
+        self.note = holding.note
+        self._give_back = weakref.finalize(self, _give_back, self.path)
 
     def release(self) -> None:
-        """Give it back; once is enough."""
-        if not self._is_held:
-            return
-        self._is_held = False
-        holding = HELD[self.path]
-        holding.count -= 1
-        if holding.count:
-            return
-        del HELD[self.path]
-        with suppress(OSError):  # the disk may be gone; what is written there is only a name
-            os.ftruncate(holding.descriptor, 0)
-        os.close(holding.descriptor)
+        """Give it back; once is enough, and not at all where the lock itself is let go."""
+        if self._give_back is not None:
+            self._give_back()
 
     def __enter__(self) -> RunLock:
         self.acquire()

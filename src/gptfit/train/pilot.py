@@ -11,7 +11,7 @@ from gptfit.config import Recipe
 from gptfit.data import TextSource, Vocabulary, compressed_bits
 from gptfit.plan.lattice import Machine
 from gptfit.plan.params import count_parameters
-from gptfit.plan.scaling import Facts, PilotRun, TextLaw
+from gptfit.plan.scaling import GAIN, Facts, PilotRun, TextLaw
 from gptfit.plan.search import Candidate
 from gptfit.train import run as runs
 from gptfit.train.fit import find, recipe_for
@@ -86,5 +86,6 @@ def _run(
             unique_tokens=len(dataset.train),
             tokens_per_byte=vocabulary.tokens_per_byte,
             step_tokens=trainer.tokens_per_step,
+            gain=GAIN[trainer.recipe.train.optimizer],
         )
         return PilotRun(facts, compressed_bits(text, base.data.val_fraction), bits)
