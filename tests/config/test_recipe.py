@@ -45,6 +45,16 @@ def test_the_learning_rate_follows_the_width_until_somebody_sets_it() -> None:
     assert Recipe.from_dict(wide.to_dict()).train.learning_rate == 0.001
 
 
+def test_weights_to_start_from_are_tuned_gently() -> None:
+    tuned = Recipe.resolve(overrides=["init_from=runs/mine"])
+    assert (tuned.train.optimizer, tuned.train.learning_rate) == ("adamw", pytest.approx(1.15e-4))
+    assert tuned.origins["train.optimizer"] == "rule: weights that AdamW has trained"
+    assert tuned.override(["n_embd=64", "n_head=1"]).train.learning_rate == pytest.approx(4e-4)
+    assert tuned.override(["init_from="]).train == Recipe().train
+    said = Recipe.resolve(overrides=["init_from=runs/mine", "optimizer=muon", "lr=1e-3"]).train
+    assert (said.optimizer, said.learning_rate) == ("muon", 1e-3)
+
+
 def test_layers(tmp_path: Path) -> None:
     file = write(
         tmp_path / "my.toml", "[model]\nn_layer = 5\ndropout = 0.1\n[train]\nlr = 2e-3\nsteps = 7\n"

@@ -41,7 +41,8 @@ def allocated(recorded: Any) -> int:
 
 def really_allocated(trainer: Trainer, dtype: torch.dtype) -> int:
     """The peak over two steps of the training loop, with a model made anew under the profiler."""
-    recipe, dataset, device = trainer.recipe, trainer.dataset, Device(torch.device("cpu"), dtype)
+    recipe = trainer.recipe.override(["log_interval=100"])
+    dataset, device = trainer.dataset, Device(torch.device("cpu"), dtype)
     del trainer
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = GPT2(recipe.model, recipe.run.pad_vocab_to_multiple or 1)

@@ -125,7 +125,14 @@ def heed(
         program = Program(
             step=shared(recipe, choose_parallel(recipe, chosen, processes), processes)
         )
-    subject = Subject(recipe=recipe, data=facts_of(dataset), device=device, program=program)
+    weights = find_pretrained(recipe.run.init_from) if recipe.run.init_from else None
+    subject = Subject(
+        recipe=recipe,
+        data=facts_of(dataset),
+        device=device,
+        program=program,
+        pretrained=weights,
+    )
     findings = linter.lint(subject, ignore=_codes(ignore))
     if errors := [finding for finding in findings if finding.severity == linter.ERROR]:
         raise ConfigError(

@@ -33,7 +33,9 @@ TITLES = ("preset", "name", "description")
 """The keys of a recipe file beside its sections."""
 
 DEFAULT, COMMAND_LINE, RULE = "default", "command line", "rule: "
-LEARNING_RATE = "train.learning_rate"
+LEARNING_RATE, OPTIMIZER = "train.learning_rate", "train.optimizer"
+FINE_TUNING = 0.1
+"""Of the usual learning rate, for weights that are trained already."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Recipe:
     ) -> Recipe:
         """A copy with overrides from ``origin``; every other value keeps its own origin."""
         given = {title: getattr(self, title).given() for title in SECTIONS}
-        if self.origins.get(LEARNING_RATE, "").startswith(RULE):  # another model has another one
-            del given["train"]["learning_rate"]
+        for key in (LEARNING_RATE, OPTIMIZER):  # another model has another one
+            if self.origins.get(key, "").startswith(RULE):
+                del given["train"][key.removeprefix("train.")]
         values, problems = read_overrides(overrides)
         base, changes = _Layer("", given), _Layer(origin, values, problems=problems)
         sections, origins = _build([base, changes])
@@ -211,11 +214,8 @@ def _build(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             follows = name in sections[title].following
             origin = f"follows {cls.FOLLOWS[name][0]}" if follows else came_from.get(name, DEFAULT)
             origins[f"{title}.{name}"] = origin
-    if not problems and origins[LEARNING_RATE] == DEFAULT:
-        rate, rule = usual_learning_rate(sections["model"], sections["train"].optimizer)
-        sections["train"] = _with_rate(sections["train"], rate)
-        origins[LEARNING_RATE] = f"{RULE}{rule}"
     if not problems:
+        _apply_rules(sections, origins)
         problems += _between_sections(sections["model"], sections["run"])
     if problems:
         raise ConfigError(problems)
@@ -241,6 +241,21 @@ def usual_learning_rate(model: GPT2Config, optimizer: str) -> tuple[float, str]:
     if optimizer == "muon":
         return 4e-3, "for what Muon leaves"
     return float(f"{0.032 / math.sqrt(model.n_embd):.3g}"), "0.032/√n_embd"
+
+
+def _apply_rules(sections: dict[str, Any], origins: dict[str, str]) -> None:
+    """Values that follow from other sections, where nobody has set them."""
+    model, train, run = sections["model"], sections["train"], sections["run"]
+    if run.init_from and origins[OPTIMIZER] == DEFAULT:
+        train = train.replace(optimizer="adamw")
+        origins[OPTIMIZER] = f"{RULE}weights that AdamW has trained"
+    if origins[LEARNING_RATE] == DEFAULT:
+        rate, rule = usual_learning_rate(model, train.optimizer)
+        if run.init_from:
+            rate, rule = rate * FINE_TUNING, f"a tenth of {rule}"
+        train = _with_rate(train, rate)
+        origins[LEARNING_RATE] = f"{RULE}{rule}"
+    sections["train"] = train
 
 
 def _with_rate(train: TrainConfig, rate: float) -> TrainConfig:

@@ -264,8 +264,11 @@ def _pareto(parts: Sequence[Search], losses: Sequence[Any]) -> tuple[Candidate, 
         order = np.lexsort((loss, memory))
         falling = loss[order]
         least_before = np.minimum.accumulate(np.concatenate([[1e9], falling[:-1]]))
-        record = falling < least_before * (1 - WORTH_MEMORY)
-        points += [_candidate(part, row) for row in order[record].tolist()]
+        least = np.inf
+        for row in order[falling < least_before].tolist():
+            if loss[row] < least * (1 - WORTH_MEMORY):
+                least = loss[row]
+                points.append(_candidate(part, row))
     return tuple(point for point in points if not any(_beats(other, point) for other in points))
 
 
