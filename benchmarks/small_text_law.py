@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gptfit.plan.least_squares import non_negative_least_squares
-from gptfit.plan.scaling import CAUSES, GAIN, SMALL_TEXT, UNTRAINED, Facts
+from gptfit.plan.scaling import CAUSES, GAIN, SMALL_TEXT, UNTRAINED, Facts, PilotRun, TextLaw
 
 SET = ("context",)
 """Not fitted: at these lengths nothing of it is seen."""
@@ -81,6 +81,20 @@ def facts_of(run: dict[str, Any]) -> Facts:
     )
 
 
+def fitted_to(runs: list[dict[str, Any]]) -> TextLaw:
+    """The law by these runs alone."""
+    causes = [cause for cause in CAUSES if getattr(SMALL_TEXT, cause) and cause not in SET]
+    losses = np.array([run["bits_per_byte"] / run["compressed_bits"] for run in runs])
+    h = (losses - SMALL_TEXT.E) / (UNTRAINED - losses)
+    features = [SMALL_TEXT.features(facts_of(run)) for run in runs]
+    matrix = np.array([[row[cause] for cause in causes] for row in features])
+    known = sum(
+        getattr(SMALL_TEXT, cause) * np.array([row[cause] for row in features]) for cause in SET
+    )
+    fitted = non_negative_least_squares(matrix, h - known)
+    return replace(SMALL_TEXT, **dict(zip(causes, map(float, fitted), strict=True)))
+
+
 def main() -> None:
     """Fit and print; train first if asked."""
     runs = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
@@ -91,16 +105,11 @@ def main() -> None:
                 if name == Path(path).name:
                     print(json.dumps(train(path, json.loads(settings))), flush=True)
         return
-    causes = [cause for cause in CAUSES if getattr(SMALL_TEXT, cause) and cause not in SET]
-    losses = np.array([run["bits_per_byte"] / run["compressed_bits"] for run in runs])
-    h = (losses - SMALL_TEXT.E) / (UNTRAINED - losses)
-    features = [SMALL_TEXT.features(facts_of(run)) for run in runs]
-    matrix = np.array([[row[cause] for cause in causes] for row in features])
-    known = sum(
-        getattr(SMALL_TEXT, cause) * np.array([row[cause] for row in features]) for cause in SET
+    by_muon = [run for run in runs if run["settings"]["optimizer"] == "muon"]
+    law = fitted_to([run for run in runs if run not in by_muon])
+    law = law.fitted(
+        [PilotRun(facts_of(run), run["compressed_bits"], run["bits_per_byte"]) for run in by_muon]
     )
-    fitted = non_negative_least_squares(matrix, h - known)
-    law = replace(SMALL_TEXT, **dict(zip(causes, map(float, fitted), strict=True)))
     print("| text | settings | bits/byte | law | error |\n|---|---|---|---|---|")
     errors = []
     for run in runs:
@@ -111,7 +120,7 @@ def main() -> None:
             f"| {run['text']} | {words} | {run['bits_per_byte']:.4f} | {expected:.4f} | {errors[-1]:+.1%} |"
         )
     print(f"\nroot mean square error {np.sqrt(np.mean(np.square(errors))):.1%}")
-    print(", ".join(f"{cause}={value:.3g}" for cause, value in zip(causes, fitted, strict=True)))
+    print(", ".join(f"{cause}={getattr(law, cause):.3g}" for cause in CAUSES if cause not in SET))
 
 
 if __name__ == "__main__":
