@@ -110,3 +110,23 @@ def test_zero_projections_make_every_block_the_identity() -> None:
     idx = torch.randint(40, (2, 8), generator=torch.Generator().manual_seed(0))
     x = model.wte(idx) + model.wpe(torch.arange(8))
     assert torch.equal(model.hidden(idx), model.ln_f(x))
+
+
+def test_adamw_is_torchs() -> None:
+    config = TrainConfig(optimizer="adamw", weight_decay=0.1)
+    ours, theirs = with_gradients(), with_gradients()
+    optimizer = Optimizer(ours, config)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    for step in range(3):
+        for model in (ours, theirs):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        reference.step()
+    for mine, reference_weight in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, reference_weight)

@@ -11,6 +11,7 @@ from gptfit.config import TrainConfig
 from gptfit.errors import CheckpointError
 from gptfit.model import GPT2
 from gptfit.plan.manifest import TensorSpec, manifest
+from gptfit.train.adamw import AdamW
 from gptfit.train.muon import Muon
 from gptfit.train.world import World
 
@@ -38,24 +39,10 @@ class Optimizer:
         specs = [spec for spec in manifest(model.config) if not spec.tied_to]
         matrices = [spec for spec in specs if config.optimizer == "muon" and by_muon(spec)]
         self.by_adamw = [spec for spec in specs if spec not in matrices]
-        groups = [
-            {
-                "params": [
-                    model.get_parameter(spec.name)
-                    for spec in self.by_adamw
-                    if spec.decayed == decayed
-                ],
-                "weight_decay": config.weight_decay if decayed else 0.0,
-            }
-            for decayed in (True, False)
-        ]
-        self.adamw = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        decayed = [model.get_parameter(spec.name) for spec in self.by_adamw if spec.decayed]
+        others = [model.get_parameter(spec.name) for spec in self.by_adamw if not spec.decayed]
+        groups = [(decayed, config.weight_decay), (others, 0.0)]
+        self.adamw = AdamW(groups, (config.beta1, config.beta2), config.adam_epsilon)
         self.muon = Muon(
             [(spec.name, model.get_parameter(spec.name), cuts(spec)) for spec in matrices],
             config.muon_momentum,
@@ -66,10 +53,7 @@ class Optimizer:
 
     def step(self, factor: float = 1.0) -> None:
         """Update the parameters at ``factor`` of the full learning rates, and drop the gradients."""
-        for group in self.adamw.param_groups:
-            group["lr"] = factor * self.config.learning_rate
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.adamw.step(factor * self.config.learning_rate)
         self.muon.step(factor * self.config.muon_learning_rate)
 
     def state(self) -> dict[str, Tensor]:
@@ -79,15 +63,15 @@ class Optimizer:
         """
         state = {f"{MOMENTUM}/{name}": tensor for name, tensor in self.muon.state().items()}
         for spec in self.by_adamw:
-            if moments := self.adamw.state.get(self.model.get_parameter(spec.name)):
-                for moment in MOMENTS:
-                    state[f"{moment}/{spec.name}"] = moments[moment][: spec.shape[0]]
+            moments = self.adamw.moments.get(self.model.get_parameter(spec.name), ())
+            for name, moment in zip(MOMENTS, moments, strict=False):
+                state[f"{name}/{spec.name}"] = moment[: spec.shape[0]]
         return state
 
     def restore(self, state: Mapping[str, Tensor], step: int) -> None:
         """Put what ``state`` gave back, after ``step`` updates."""
         if step == 0:  # nothing had been remembered yet
-            self.adamw.state.clear()
+            self.adamw.forget()
             for stack in self.muon.stacks:
                 stack.momentum.zero_()
             return
@@ -101,13 +85,9 @@ class Optimizer:
             )
         for spec in self.by_adamw:
             parameter = self.model.get_parameter(spec.name)
-            moments = {}
-            for moment in MOMENTS:
-                whole = torch.zeros(parameter.shape, device=parameter.device)
-                whole[: spec.shape[0]] = state[f"{moment}/{spec.name}"]
-                moments[moment] = self.world.like(whole, parameter)
-            updates = torch.tensor(float(step), device=parameter.device)
-            self.adamw.state[parameter] = {"step": updates, **moments}
+            mean, square = (self._whole(state[f"{name}/{spec.name}"], spec) for name in MOMENTS)
+            self.adamw.moments[parameter] = mean, square
+            self.adamw.updates = torch.tensor(float(step), device=parameter.device)
         prefix = f"{MOMENTUM}/"
         self.muon.restore(
             {
@@ -116,6 +96,13 @@ class Optimizer:
                 if key.startswith(prefix)
             }
         )
+
+    def _whole(self, kept: Tensor, spec: TensorSpec) -> Tensor:
+        """A moment as this process holds it, with the rows that pad the vocabulary."""
+        parameter = self.model.get_parameter(spec.name)
+        whole = torch.zeros(parameter.shape, device=parameter.device)
+        whole[: spec.shape[0]] = kept
+        return self.world.like(whole, parameter)
 
 
 def by_muon(spec: TensorSpec) -> bool:

@@ -144,9 +144,10 @@ def draw_curves(
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would load a window system's half
 
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     unit, unit_name = _x_unit(curves, x)
@@ -156,13 +157,10 @@ def draw_curves(
     _frame(axes, scaled)
     _name(axes, scaled)
     axes.set(xlabel=unit_name, ylabel=f"loss ({'bits per byte' if in_bits else 'nats per token'})")
-    try:
-        with warnings.catch_warnings():
-            # a name in a script that the font lacks
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)
-            figure.savefig(path, dpi=130)
-    finally:
-        plt.close(figure)
+    with warnings.catch_warnings():
+        # a name in a script that the font lacks
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(path, dpi=130)
 
 
 def _x_unit(curves: Sequence[Curve], x: str) -> Unit:

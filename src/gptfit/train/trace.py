@@ -236,7 +236,6 @@ def tensors_of(optimizer: Optimizer | torch.optim.Optimizer) -> list[Tensor]:
     """What an optimizer remembers."""
     if isinstance(optimizer, Optimizer):
         moments = list(optimizer.state().values())
-        counts = [state["step"] for state in optimizer.adamw.state.values()]
-        return moments + counts
+        return [*moments, *([] if optimizer.adamw.updates is None else [optimizer.adamw.updates])]
     values = [value for state in optimizer.state.values() for value in state.values()]
     return [value for value in values if isinstance(value, Tensor)]

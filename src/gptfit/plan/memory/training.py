@@ -75,9 +75,8 @@ def states(case: Case, tape: Tape) -> None:
         tape.take("moments", OPTIMIZER, f"(4·L·m + 8·(N - L·m)){share}", source)
     else:
         tape.take("moments", OPTIMIZER, f"8·N{share}", "AdamW's two moments in float32")
-    matrices = "- 4·L" if case.muon else ""  # Muon counts no steps
-    counts = f"4·(3 + u + b + L·6·(1 + b) {matrices})"
-    tape.take("step counts", OPTIMIZER, counts, "steps taken, once per tensor")
+    counts = "4" if case.step.fused_optimizer else "4·(3 + u + b + L·6·(1 + b))"
+    tape.take("step counts", OPTIMIZER, counts, "steps taken; torch's AdamW counts for each tensor")
     if case.ddp:
         tape.take("buckets", COMMUNICATION, "4·N", "DDP's buckets, where gradients are averaged")
 
