@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptfit.config import GPT2Config
 from gptfit.data import Tokenizer
@@ -251,14 +251,10 @@ def read_state(checkpoint: Path) -> TrainingState:
 
 def copy_of(model: GPT2) -> GPT2:
     """The model as it is now, on the CPU, for good."""
-    with torch.device("meta"):
-        copy = GPT2(model.config, pad_vocab_to_multiple=len(model.wte.weight))
-    copy.to_empty(device="cpu")
-    copy.tie_weights()
-    with torch.no_grad():
-        for ours, theirs in zip(copy.parameters(), model.parameters(), strict=True):
-            ours.copy_(theirs)
-    return copy
+    copies = {
+        id(ours): nn.Parameter(ours.detach().to("cpu", copy=True)) for ours in model.parameters()
+    }
+    return deepcopy(model, copies)  # which takes these instead of the parameters themselves
 
 
 def checkpoint_bytes(config: GPT2Config, optimizer: str) -> int:
