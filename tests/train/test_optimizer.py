@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptfit.config import GPT2Config, TrainConfig
+from gptfit.errors import CheckpointError
 from gptfit.model import GPT2
 from gptfit.train.muon import Muon, orthogonalized
 from gptfit.train.optimizer import Optimizer
@@ -130,3 +131,10 @@ def test_adamw_is_torchs() -> None:
         reference.step()
     for mine, reference_weight in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine, reference_weight)
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    before = Optimizer(with_gradients(), TrainConfig(optimizer="adamw"))
+    before.step()
+    with pytest.raises(CheckpointError, match="does not fit optimizer=muon.*recipe.toml"):
+        Optimizer(with_gradients(), TrainConfig(optimizer="muon")).restore(before.state(), 1)

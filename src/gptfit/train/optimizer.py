@@ -78,10 +78,11 @@ class Optimizer:
         wanted = {f"{MOMENTUM}/{part.name}" for stack in self.muon.stacks for part in stack.parts}
         wanted |= {f"{moment}/{spec.name}" for spec in self.by_adamw for moment in MOMENTS}
         if wanted != state.keys():
-            other = next(iter(wanted ^ state.keys()))
+            other = min(wanted ^ state.keys())
             raise CheckpointError(
-                f"the checkpoint's optimizer is not optimizer={self.config.optimizer}: they differ in "
-                f"{other}; resume with the one that the run was started with"
+                f"the checkpoint does not fit optimizer={self.config.optimizer}: they differ in {other}; "
+                'write the optimizer that the run was started with, optimizer = "adamw" or "muon", '
+                "under [train] in its recipe.toml"
             )
         for spec in self.by_adamw:
             parameter = self.model.get_parameter(spec.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gptfit.config import GPT2Config, Recipe
+from gptfit.config.recipe import is_given
 from gptfit.data import TokenDataset, Tokenizer
 from gptfit.errors import ConfigError, DataError, Problem
 from gptfit.formats.hf import load_config, load_model
@@ -43,7 +44,7 @@ class StartingPoint:
         problems, dropout = [], {}
         for key, origin in recipe.origins.items():
             section, _, field = key.partition(".")
-            if section != "model" or origin == "default" or origin.startswith("follows"):
+            if section != "model" or not is_given(origin):
                 continue
             wanted, has = getattr(recipe.model, field), getattr(self.config, field)
             if field in DROPOUTS:
