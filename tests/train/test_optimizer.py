@@ -136,5 +136,5 @@ def test_adamw_is_torchs() -> None:
 def test_the_state_of_another_optimizer_is_refused() -> None:
     before = Optimizer(with_gradients(), TrainConfig(optimizer="adamw"))
     before.step()
-    with pytest.raises(CheckpointError, match="does not fit optimizer=muon.*recipe.toml"):
+    with pytest.raises(CheckpointError, match=r"does not fit optimizer=muon.*recipe\.toml"):
         Optimizer(with_gradients(), TrainConfig(optimizer="muon")).restore(before.state(), 1)
