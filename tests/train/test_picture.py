@@ -92,6 +92,14 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     draw_loss(run, tmp_path / "a.png")
 
 
+def test_a_curve_that_ends_above_the_frame_leaves_the_picture_its_room(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "long", told(2.0, 1.99)),
+        write_run(tmp_path / "one evaluation", told(4.0)),
+    ]
+    compare(runs, tmp_path / "a.png")  # matplotlib warns where the axes collapse
+
+
 def test_smoothing_keeps_the_ends_and_the_mean() -> None:
     noisy = [(float(n), 2.0 + (-1) ** n) for n in range(100_000)]
     smooth = _smoothed(noisy)

@@ -221,7 +221,12 @@ def _frame(axes: Any, curves: Sequence[Curve]) -> None:
 
 def _name(axes: Any, curves: Sequence[Curve]) -> None:
     """Each curve's name and least loss beside its end; what is thick, faint and starred."""
-    ends = [(curve.validation or curve.training or [(0.0, 0.0)])[-1] for curve in curves]
+    low, high = axes.get_ylim()
+    # A line to a point beyond the frame would take the room of the picture.
+    ends = [
+        (at, min(max(loss, low), high))
+        for at, loss in ((c.validation or c.training or [(0.0, 0.0)])[-1] for c in curves)
+    ]
     heights = _spread([_height(axes, loss) for _, loss in ends], LABEL_HEIGHT)
     names = _names([curve.run for curve in curves])
     for number, (curve, end, height) in enumerate(zip(curves, ends, heights, strict=True)):
