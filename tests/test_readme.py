@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from command_line import SMALL, TEXT, call
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -67,3 +69,9 @@ def test_figures_in_the_text_are_the_computed_ones() -> None:
     assert f"{count_parameters(find_preset('gpt2').config).total:,}" in README
     really = count_parameters(find_preset("500M-1024").config).total
     assert f"really having {really / 1e6:.0f}M" in README
+
+
+def test_the_table_of_speed_is_that_of_the_stored_results() -> None:
+    shown = re.search(r"## How fast\n.*?\n\n(\|.*?)\n\n", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))["table"]()

@@ -328,7 +328,7 @@ def test_large_seeds(tmp_path: Path) -> None:
 
 def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run")
-    trainer.metrics = MetricsFile(Path("/dev/full"))
+    trainer.tell.metrics = MetricsFile(Path("/dev/full"))
     with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
         finish(trainer)
 

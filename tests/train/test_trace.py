@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from gptfit.model import GPT2
 from gptfit.plan.step import CHUNKED, EAGER, RECOMPUTED, WHOLE, TrainingStep
 from gptfit.train import tracer
 from gptfit.train.device import Device
-from gptfit.train.interval import Interval
 from gptfit.train.loop import Trainer
 from gptfit.train.trace import Session, trace, trace_step
 from gptfit.train.tracer import Trace
@@ -45,11 +43,9 @@ def really_allocated(trainer: Trainer, dtype: torch.dtype) -> int:
     recipe = trainer.recipe.override(["log_interval=100"])
     dataset, device = trainer.dataset, Device(torch.device("cpu"), dtype)
     del trainer
-    gc.collect()  # trainers are part of cycles; what went within the record would count against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = GPT2(recipe.model, recipe.run.pad_vocab_to_multiple or 1)
         fresh = Trainer(Path("unused"), recipe, dataset, model, device)
-        fresh._interval = Interval(device)
         fresh._step()
         fresh._step()
     return allocated(recorded)

@@ -66,7 +66,7 @@ def setting() -> Setting:
     return Setting(
         cpu=cpu_name(),
         cores=cores(),
-        system=platform.platform(),
+        system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions={name: version(name) for name in packages},
         date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -126,7 +126,8 @@ def trouble_text(event: SaveFailed | NonFinite | MicroBatchHalved) -> str:
         "skip": "that batch is skipped",
         "rewind": "back to the last checkpoint, on from the batches after it",
     }
-    return f"{where} after step {event.step:,} gave no finite number; {action[event.action]}"
+    what = f"{where} after step {event.step:,} gave no finite number; {action[event.action]}"
+    return "; ".join((what, *event.damaged))
 
 
 def _live_line(event: Stepped, width: int) -> Table:

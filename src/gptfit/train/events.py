@@ -92,7 +92,7 @@ class NonFinite:
 
     ``batch`` and ``grad_norm`` are None where an evaluation met it, numbers that are not finite are
     None too. ``action`` is stop, skip or rewind; after a rewind the run stands where the metrics had
-    ``metrics_bytes``.
+    ``metrics_bytes``. ``damaged`` says of each checkpoint that it has passed over what is wrong with it.
     """
 
     kind: ClassVar[str] = "nonfinite"
@@ -102,6 +102,7 @@ class NonFinite:
     grad_norm: float | None
     action: str
     metrics_bytes: int | None = None
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,24 @@ class MetricsFile:
                 events = [(earlier, kept) for earlier, kept in events if earlier < back_to]
             events.append((place, event))
         return [event for _, event in events]
+
+
+def unheard(event: Event) -> None:
+    """A listener for when nobody listens."""
+
+
+class Teller:
+    """Writes each event down and tells the listener; of several processes only the main one does."""
+
+    def __init__(self, metrics: MetricsFile, is_main: bool) -> None:
+        self.metrics = metrics
+        self.is_main = is_main
+        self.listener: Listener = unheard
+
+    def __call__(self, event: Event) -> None:
+        if self.is_main:
+            self.metrics.append(event)
+            self.listener(event)
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

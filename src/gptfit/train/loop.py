@@ -12,13 +12,11 @@ import torch
 
 from gptfit.config import Recipe
 from gptfit.data import Sampler, TokenDataset
-from gptfit.formats.hf import load_model
-from gptfit.formats.locate import METRICS, find_checkpoint, pointed_at
-from gptfit.generate import Evaluation, evaluate
+from gptfit.formats.locate import METRICS
+from gptfit.generate import Evaluation
 from gptfit.generate.evaluate import Abandoned
 from gptfit.model import GPT2
 from gptfit.model.out_of_memory import give_back_unused, is_out_of_memory
-from gptfit.plan.flops import training_flops_per_token
 from gptfit.plan.params import count_parameters
 from gptfit.train.allocator import keep_freed_pages
 from gptfit.train.anomaly import (
@@ -35,19 +33,18 @@ from gptfit.train.checkpoint import CheckpointStore, TrainingState, checkpoint_b
 from gptfit.train.determinism import make_deterministic
 from gptfit.train.device import Device
 from gptfit.train.events import (
-    Evaluated,
-    Event,
     Listener,
     MetricsFile,
     MicroBatchHalved,
     NonFinite,
-    Sampled,
     Started,
-    Stepped,
+    Teller,
+    unheard,
 )
+from gptfit.train.examination import Examiner
 from gptfit.train.interrupt import Interrupt
-from gptfit.train.interval import Interval
-from gptfit.train.sample import SampleWriter
+from gptfit.train.log import Log
+from gptfit.train.recovery import Warn
 from gptfit.train.saving import Saving
 from gptfit.train.schedule import rate_factor
 from gptfit.train.step import Gradients, Step
@@ -113,15 +110,15 @@ class Trainer:
             recipe.run.async_checkpoints,
         )
         self.state = TrainingState(0, 0.0, None, None, dataset.fingerprint)
-        self.metrics = MetricsFile(run / METRICS)
-        self.saving = Saving(self.checkpoints, self._tell)
+        # What the trainer holds does not hold the trainer: then its memory is free with it.
+        self.tell = Teller(MetricsFile(run / METRICS), self.world.is_main)
+        self.log = Log(recipe, device, self.tell)
+        self.saving = Saving(self.checkpoints, self.step, dataset.tokenizer, self.tell)
+        self.examiner = Examiner(run, recipe, dataset, device, self.world, self.tell)
         self.anomalies = Anomalies(recipe.train)
         self._started: float | None = None
         self._agreed_seconds: float | None = None
-        self._logged = (0, 0.0)
         self._evaluation: Evaluation | None = None  # of the weights as they are
-        self._sampled_step: int | None = None
-        self.writer = SampleWriter(recipe, dataset, device)
         require_end(recipe.train)
         if device.torch_device.type == "cpu":
             keep_freed_pages()
@@ -137,7 +134,7 @@ class Trainer:
 
     def run(self, listener: Listener, interrupt: Interrupt) -> Outcome:
         """Train until the budget is spent or ``interrupt`` is set; the run folder is whole either way."""
-        self._listener, self._interrupt = listener, interrupt
+        self.tell.listener, self._interrupt = listener, interrupt
         try:
             return self._run()
         except RuntimeError as error:
@@ -147,6 +144,7 @@ class Trainer:
             size, last = self.step.micro_batch_size, self.saving.last()
             raise MemoryExhaustedError(self.device.name, size, self.recipe, last) from error
         finally:
+            self.tell.listener = unheard
             self.checkpoints.wait()  # whoever has the lock next finds nobody writing
             if self.lock:
                 self.lock.release()
@@ -156,7 +154,7 @@ class Trainer:
         config, state, device = self.recipe.model, self.state, self.device
         needed = checkpoint_bytes(config, self.recipe.train.optimizer)
         self.world.of_main(lambda: self.checkpoints.require_space(needed))
-        self._tell(
+        self.tell(
             Started(
                 step=state.step,
                 metrics_bytes=state.metrics_bytes,
@@ -166,7 +164,7 @@ class Trainer:
                 compilation=self.step.compilation,
             )
         )
-        self._interval = Interval(device, state.unlogged_loss, state.unlogged_steps)
+        self.log.begin(state.unlogged_loss, state.unlogged_steps)
         try:
             while not self._agree_to_stop():
                 if self.progress() >= 1:
@@ -200,35 +198,12 @@ class Trainer:
         # The main process knows which checkpoints could be written.
         best_step = self.world.of_main(lambda: self.state.best_step)
         try:
-            best = self._best(last, best_step or 0)
+            best = self.examiner.best(
+                best_step or 0, self.model, self.state.step, last, self._agree_to_stop
+            )
         except Abandoned:
             best = None
         return Outcome(self.state.step, last, best, best_step, self.elapsed_seconds())
-
-    def _best(self, last: Evaluation, step: int) -> Evaluation:
-        """The checkpoint that is handed over, on every token of the validation split; and a sample."""
-        model = self.model
-        if step != self.state.step:
-            best = self.world.of_main(lambda: find_checkpoint(self.run_folder, ("best",)))
-            model = load_model(best, self.device.torch_device)
-        if self.recipe.train.sample_interval != 0 and self._sampled_step != step:
-            self._tell_sample(step, self._sample(model))
-        if model is self.model and last.tokens == len(self.dataset.val) - 1:
-            return last
-        return self._evaluate(model, None)
-
-    def _evaluate(self, model: GPT2, max_tokens: int | None) -> Evaluation:
-        world = self.world
-        return evaluate(
-            model,
-            self.dataset.val,
-            max_tokens,
-            self.device.autocast(),
-            world.rank,
-            world.size,
-            world.sum,
-            self._agree_to_stop,
-        )
 
     def _agree_to_stop(self) -> bool:
         """Whether to stop. All processes do so together, and go by the main one's clock."""
@@ -260,8 +235,7 @@ class Trainer:
 
     def tokens_per_second(self) -> float:
         """Mean speed of this process's steps, without evaluations and checkpoints."""
-        steps, seconds = self._logged
-        return steps * self.tokens_per_step / seconds if steps else 0.0
+        return self.log.tokens_per_second()
 
     @property
     def next_batch(self) -> int:
@@ -278,7 +252,7 @@ class Trainer:
         self.state = replace(self.state, step=self.state.step + 1)
         self._evaluation = None
         rate = factor * self.recipe.train.learning_rate
-        self._interval.add(gradients.loss, gradients.norm, rate)
+        self.log.add(gradients.loss, gradients.norm, rate)
         if self.state.step % self.recipe.train.log_interval == 0:
             self._log()
 
@@ -297,7 +271,7 @@ class Trainer:
             self.step.limit_micro_batch(self.step.micro_batch_size // 2)
             size, times = self.step.micro_batch_size, self.step.grad_accum_steps
             self.state = replace(self.state, micro_batch_size=size)
-            self._tell(MicroBatchHalved(self.state.step, size, times))
+            self.tell(MicroBatchHalved(self.state.step, size, times))
 
     def _meet_nonfinite(self, loss: float, norm: float | None = None) -> None:
         """Stop, skip the batch at hand, or rewind behind it. Without a norm, an evaluation met it."""
@@ -306,66 +280,41 @@ class Trainer:
         what = f"the validation loss is {loss}"
         if batch is not None:
             what = f"the loss of batch {batch} is {loss} and its gradient's norm {norm}"
-        error = self._diverged(what)
         action = self.anomalies.action(step)
-        if (action == SKIP and batch is None) or (action == REWIND and not self._can_rewind()):
+        if (action == SKIP and batch is None) or (action == REWIND and not self.saving.has_last()):
             action = STOP
         self.step.drop_gradients()
+        damaged: list[str] = []
         if action == SKIP:
             self.state = replace(self.state, batches_skipped=self.state.batches_skipped + 1)
         elif action == REWIND:
-            self._rewind(self.next_batch + (batch is not None))
+            self._rewind(self.next_batch + (batch is not None), damaged.append)
         back_to = self.state.metrics_bytes if action == REWIND else None
-        self._tell(NonFinite(step, batch, finite(loss), finite(norm), action, back_to))
+        self.tell(NonFinite(step, batch, finite(loss), finite(norm), action, back_to, (*damaged,)))
         if action == STOP:
-            raise error
+            raise self._diverged(what)
 
     def _diverged(self, what: str) -> TrainingDivergedError:
         train = self.recipe.train
         return TrainingDivergedError(what, self.state.step, train, self.saving.last())
 
-    def _can_rewind(self) -> bool:
-        return self.world.of_main(lambda: pointed_at(self.run_folder, "last") is not None)
-
-    def _rewind(self, next_batch: int) -> None:
-        """Back to the last checkpoint, but not to the batches before ``next_batch``."""
-        folder, saved, moments = self.checkpoints.load_last()
-        rows = len(self.model.wte.weight)
-        weights = load_model(folder, self.device.torch_device, pad_vocab_to_multiple=rows)
-        self.step.restore(dict(weights.named_parameters()), moments, saved.step)
+    def _rewind(self, next_batch: int, warn: Warn) -> None:
+        """Back to the last sound checkpoint, but not to the batches before ``next_batch``."""
+        saved = self.saving.put_back_last(warn)
         self.state = replace(
             saved,
             batches_skipped=next_batch - saved.step,
             micro_batch_size=self.state.micro_batch_size,
         )
-        self._interval = Interval(self.device, saved.unlogged_loss, saved.unlogged_steps)
-        self._evaluation = self._sampled_step = None
+        self.log.begin(saved.unlogged_loss, saved.unlogged_steps)
+        self._evaluation = self.examiner.sampled_step = None
 
     def _log(self) -> None:
-        interval = self._interval
-        steps, seconds = self._logged
-        self._logged = steps + interval.timed_steps, seconds + interval.seconds()
-        rate = interval.timed_steps * self.tokens_per_step / interval.seconds()
-        peak = self.device.peak_flops
-        mfu = rate * training_flops_per_token(self.recipe.model) / peak if peak else None
-        self._tell(
-            Stepped(
-                step=self.state.step,
-                loss=(interval.loss / interval.steps).item(),
-                learning_rate=interval.learning_rate,
-                grad_norm=interval.grad_norm.item(),
-                tokens=self.state.step * self.tokens_per_step,
-                epoch=self.sampler.epoch(self.next_batch),
-                tokens_per_second=rate,
-                elapsed_seconds=self.elapsed_seconds(),
-                progress=self.progress(),
-                model_flops_utilization=mfu,
-            )
-        )
-        self._interval = Interval(self.device)
+        epoch = self.sampler.epoch(self.next_batch)
+        self.log.tell_steps(self.state.step, epoch, self.elapsed_seconds(), self.progress())
 
     def _log_rest(self) -> None:
-        if self._interval.timed_steps:
+        if self.log.timed_steps:
             self._log()
 
     def _is_evaluation_due(self) -> bool:
@@ -379,69 +328,39 @@ class Trainer:
             self._log_rest()
         started = time.perf_counter()
         step = self.state.step
-        self.world.of_main(self.dataset.require_unchanged)
-        evaluation = self._evaluate(self.model, self.recipe.train.eval_tokens)
+        evaluation, sample = self.examiner.examine(self.model, step, self._agree_to_stop, is_last)
         if not math.isfinite(evaluation.loss):
             self._meet_nonfinite(evaluation.loss)
             return
-        is_sampled = self.writer.is_due(step) and not is_last
-        sample = self._sample(self.model) if is_sampled else None
         self._settle()  # whether the best so far could be saved
         is_best = self.state.best_loss is None or evaluation.loss < self.state.best_loss
         if is_best:
             self.state = replace(self.state, best_loss=evaluation.loss, best_step=step)
         self.state = replace(self.state, evaluated_step=step)
         self._evaluation = evaluation
-        self._tell(
-            Evaluated(
-                step=step,
-                loss=evaluation.loss,
-                bits_per_byte=self.bits_per_byte(evaluation),
-                tokens=evaluation.tokens,
-                of_tokens=len(self.dataset.val) - 1,
-                is_best=is_best,
-                elapsed_seconds=self.elapsed_seconds(),
-            )
-        )
-        if sample is not None:
-            self._tell_sample(step, sample)
+        self.examiner.tell_of(step, evaluation, is_best, self.elapsed_seconds(), sample)
         self._save()
-        self._interval.started += time.perf_counter() - started  # not training time
+        self.log.pause(time.perf_counter() - started)
 
     def bits_per_byte(self, evaluation: Evaluation) -> float | None:
         """None where the size of the validation text is not known."""
-        tokens_per_byte = self.dataset.val_tokens_per_byte
-        return evaluation.bits_per_byte(tokens_per_byte) if tokens_per_byte else None
-
-    def _sample(self, model: GPT2) -> str:
-        return self.writer.write(model, self._agree_to_stop)
-
-    def _tell_sample(self, step: int, text: str) -> None:
-        self._tell(Sampled(step, self.writer.prompt, text))
-        self._sampled_step = step
+        return self.examiner.bits_per_byte(evaluation)
 
     def _save(self) -> None:
         """Begin to write a checkpoint; ``_report_saves`` tells what becomes of it."""
         self._settle()
         largest = torch.nn.utils.get_total_norm(self.model.parameters(), math.inf)
         if not torch.isfinite(self.world.full(largest)):
-            self._tell(NonFinite(self.state.step, None, None, None, STOP))
+            self.tell(NonFinite(self.state.step, None, None, None, STOP))
             raise self._diverged("a weight is not finite")
         self.state = replace(
             self.state,
             elapsed_seconds=self.elapsed_seconds(),
-            metrics_bytes=self.metrics.size(),
-            unlogged_loss=self._interval.loss.item(),
-            unlogged_steps=self._interval.steps,
+            metrics_bytes=self.tell.metrics.size(),
+            unlogged_loss=self.log.loss.item(),
+            unlogged_steps=self.log.steps,
         )
-        model = self.world.whole(self.model)
-        moments = self.world.collected(self.step.optimizer.state())
-        is_best = self.state.best_step == self.state.step
-        self.world.of_main(
-            lambda: self.checkpoints.save(
-                model, self.dataset.tokenizer, moments, self.state, is_best
-            )
-        )
+        self.saving.save(self.state)
 
     def _settle(self) -> None:
         """Wait for the checkpoint that is being written."""
@@ -452,9 +371,3 @@ class Trainer:
         if self.state.best_step in self.saving.report():
             loss, step = self.saving.best()
             self.state = replace(self.state, best_loss=loss, best_step=step)
-
-    def _tell(self, event: Event) -> None:
-        if not self.world.is_main:
-            return
-        self.metrics.append(event)
-        self._listener(event)

@@ -1,13 +1,15 @@
-"""Checkpoints while training goes on: what became of each is told, and not all of them may fail."""
+"""From training to its checkpoints and back: what became of each is told, and not all may fail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from gptfit.data import Tokenizer
 from gptfit.errors import CheckpointError
+from gptfit.formats.hf import load_model
 from gptfit.formats.locate import find_checkpoint, pointed_at
-from gptfit.train.checkpoint import CheckpointStore, read_state
-from gptfit.train.events import Saved, SaveFailed
+from gptfit.train.checkpoint import CheckpointStore, TrainingState, read_state
+from gptfit.train.events import Listener, Saved, SaveFailed
+from gptfit.train.recovery import Warn
+from gptfit.train.step import Step
 
 MOST_FAILURES = 3
 """In a row; by then something is wrong that waiting does not put right."""
@@ -20,13 +22,38 @@ class SavingFailedError(CheckpointError):
 
 
 class Saving:
-    """Follows the checkpoints that a store writes, perhaps in the background."""
+    """Has a store write what a step changes, perhaps in the background, and follows what becomes of it."""
 
-    def __init__(self, store: CheckpointStore, tell: Callable[[Saved | SaveFailed], None]) -> None:
+    def __init__(
+        self, store: CheckpointStore, step: Step, tokenizer: Tokenizer, tell: Listener
+    ) -> None:
         self.store = store
+        self.step = step
+        self.tokenizer = tokenizer
         self.tell = tell
         self.failures: list[CheckpointError] = []
         """Since the last checkpoint that was written."""
+
+    def save(self, state: TrainingState) -> None:
+        """Begin to write a checkpoint; ``report`` tells what becomes of it."""
+        world, optimizer = self.step.world, self.step.optimizer
+        model = world.whole(optimizer.model)
+        moments = world.collected(optimizer.state())
+        is_best = state.best_step == state.step
+        world.of_main(lambda: self.store.save(model, self.tokenizer, moments, state, is_best))
+
+    def put_back_last(self, warn: Warn) -> TrainingState:
+        """Go back to the newest sound checkpoint. A damaged one is passed over, which ``warn`` is told."""
+        folder, state, moments = self.store.load_last(warn)
+        rows = len(self.step.optimizer.model.wte.weight)
+        device = self.step.device.torch_device
+        weights = load_model(folder, device, pad_vocab_to_multiple=rows)
+        self.step.restore(dict(weights.named_parameters()), moments, state.step)
+        return state
+
+    def has_last(self) -> bool:
+        """Whether there is a checkpoint to go back to, by the main process's files."""
+        return self.step.world.of_main(lambda: pointed_at(self.store.run, "last") is not None)
 
     def report(self) -> set[int]:
         """Tell what has been settled since the last call; the steps whose checkpoints failed.
