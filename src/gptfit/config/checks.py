@@ -195,6 +195,11 @@ def matches(value: Any, hint: Any) -> bool:
         return any(matches(value, option) for option in options)
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(matches(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is Mapping:
+        key_hint, value_hint = get_args(hint)
+        return isinstance(value, Mapping) and all(
+            matches(key, key_hint) and matches(item, value_hint) for key, item in value.items()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -210,6 +215,9 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(option) for option in options_of(hint))
     if get_origin(hint) is tuple:
         return "a list of " + describe(get_args(hint)[0]).split()[-1] + "s"
+    if get_origin(hint) is Mapping:
+        key, value = (describe(part).split()[-1] + "s" for part in get_args(hint))
+        return f"a table of {key} with {value}"
     return words[hint]
 
 

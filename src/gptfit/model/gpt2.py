@@ -114,8 +114,8 @@ class GPT2(nn.Module):
 
         The loss is in nats per target; targets of -100 are left out. ``mask`` (B, T + past) is True
         at real tokens and False at padding, on the left; positions then count real tokens only.
-        With a ``cache`` the ids continue what it holds. ``last_only`` computes the logits of the
-        last position only, (B, 1, V).
+        With a ``cache`` the ids continue what its rows hold, each its own length. ``last_only``
+        computes the logits of the last position only, (B, 1, V).
         """
         x = self.hidden(idx, positions, mask, cache)
         if targets is not None:
@@ -130,15 +130,19 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, C); the arguments are those of ``forward``."""
-        past, T = (cache.length if cache is not None else 0), idx.shape[1]
-        if past + T > self.config.n_positions and positions is None:
+        T = idx.shape[1]
+        end = T + (max(cache.lengths) if cache is not None else 0)
+        if end > self.config.n_positions and positions is None:
             raise ValueError(
-                f"{past + T} tokens do not fit the context of {self.config.n_positions} positions"
+                f"{end} tokens do not fit the context of {self.config.n_positions} positions"
             )
-        if positions is None:
-            positions = torch.arange(past, past + T, device=idx.device)
-        allowed = attention_mask(mask, T, past, idx.device)
-        x = self.drop(self.wte(idx) + self.wpe(positions))
+        if cache is None:
+            places, causal = torch.arange(T, device=idx.device)[None], True
+        else:
+            places = cache.reserve(T)
+            causal = cache.is_even and (T == 1 or end == T)
+        allowed = None if causal and mask is None else attention_mask(mask, places, end)
+        x = self.drop(self.wte(idx) + self.wpe(places if positions is None else positions))
         recomputed = self.checkpointed_blocks if self.training and cache is None else 0
         for layer, block in enumerate(self.h):
             if layer < recomputed:
@@ -167,19 +171,16 @@ class GPT2(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def attention_mask(mask: Tensor | None, T: int, past: int, device: torch.device) -> Tensor | None:
-    """Who may look at whom, (B, 1, T, past + T), or None where plain causal attention says it all.
+def attention_mask(mask: Tensor | None, places: Tensor, end: int) -> Tensor:
+    """Who may look at whom, (B, 1, T, S): the tokens at ``places`` at what came before the ``end`` S.
 
     A padded query would see nothing, and a softmax over nothing is NaN: it may look at itself.
     """
-    if mask is None and (past == 0 or T == 1):
-        return None
-    S = past + T
-    causal = torch.ones(T, S, dtype=torch.bool, device=device).tril(past)
-    if mask is None:
-        return causal[None, None]
-    itself = torch.eye(S, dtype=torch.bool, device=device)[past:]
-    return (causal & mask[:, None, None, :].bool()) | itself
+    keys = torch.arange(end, device=places.device)
+    causal = keys <= places[..., None]  # (B, T, S)
+    if mask is not None:
+        causal = causal & mask[:, None, :].bool() | (keys == places[..., None])
+    return causal[:, None]
 
 
 def round_up(number: int, multiple: int) -> int:
