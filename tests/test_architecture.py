@@ -18,10 +18,12 @@ ROOMS = [
     "generate",
     "train",
     "bench",
+    "serve",
     "cli",
 ]
 LIGHT_ROOMS = {"errors", "config", "plan", "cli"}
 HEAVY = {"torch", "numpy", "tokenizers", "tiktoken", "safetensors", "matplotlib", "transformers"}
+HEAVY |= {"fastapi", "starlette", "uvicorn", "pydantic"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -11,6 +11,7 @@ import pytest
 from written_run import told, write_run
 
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "tiktoken", "matplotlib")
+HEAVY += ("fastapi", "starlette", "uvicorn")
 VERBS: list[list[str]] = [
     ["--help"],
     ["--version"],
@@ -24,6 +25,8 @@ VERBS: list[list[str]] = [
     ["runs", "RUN"],
     ["plot", "--help"],
     ["generate", "--help"],
+    ["eval", "--help"],
+    ["serve", "--help"],
 ]
 
 PROGRAM = """

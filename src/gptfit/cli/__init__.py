@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from gptfit.cli import benching, configs, devices, generating, history, linting, planning, training
+from gptfit.cli import (
+    benching,
+    configs,
+    devices,
+    evaluating,
+    generating,
+    history,
+    linting,
+    planning,
+    serving,
+    training,
+)
 from gptfit.cli.console import CommandGroup, spare_unknown_letters
 
 app = typer.Typer(
@@ -40,7 +51,18 @@ def options(
     """Options before the verb."""
 
 
-for module in (training, generating, history, configs, planning, devices, linting, benching):
+for module in (
+    training,
+    generating,
+    serving,
+    evaluating,
+    history,
+    configs,
+    planning,
+    devices,
+    linting,
+    benching,
+):
     module.register(app)
 
 

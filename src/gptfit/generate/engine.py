@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptfit.errors import DataError
+from gptfit.generate.decoder import Decoder
 from gptfit.generate.lookup import draft
 from gptfit.generate.sampling import SamplingOptions, adjusted, choose
 from gptfit.model import GPT2, KVCache
@@ -108,6 +109,8 @@ class Engine:
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self.capacity = min(capacity or config.n_positions, config.n_positions)
         self.lookup, self.use_cache, self.slid = lookup, use_cache, False
+        # A model in shards gathers its weights where its modules are called.
+        self.decoder = Decoder(model) if type(model) is GPT2 else None
         self.cache = KVCache(config, slots, self.capacity, weight.dtype, weight.device)
         self.rows: list[Row] = []
         self._left: list[list[int]] = [[] for _ in range(slots)]  # what free slots still hold
@@ -186,7 +189,7 @@ class Engine:
         fresh = row.ids[row.start + row.seen : -1]
         if fresh and self.use_cache:
             idx = torch.tensor([fresh], device=self.device)
-            self.model.hidden(idx, cache=self.cache.rows(row.slot, [row.seen]))
+            self.model(idx, cache=self.cache.rows(row.slot, [row.seen]), last_only=True)
         row.seen += len(fresh)
 
     def _slide(self, row: Row) -> None:
@@ -206,7 +209,11 @@ class Engine:
         """Logits (B, 1 + guesses, V) after each row's last id, and after each guess behind it."""
         if self.use_cache:
             idx = torch.tensor([[row.ids[-1], *guesses] for row in self.rows], device=self.device)
-            logits = self.model(idx, cache=self.cache.rows(0, [row.seen for row in self.rows]))
+            cache = self.cache.rows(0, [row.seen for row in self.rows])
+            if self.decoder and not guesses:
+                logits = self.decoder(idx[:, 0], cache)[:, None]
+            else:
+                logits = self.model(idx, cache=cache)
         else:
             windows = [[*row.ids[row.start :], *guesses] for row in self.rows]
             every = [self.model(torch.tensor([ids], device=self.device)) for ids in windows]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+        """exp(loss), infinite where that is beyond all numbers."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
     def bits_per_byte(self, tokens_per_byte: float) -> float:
         """The loss per byte of text, which compares models of different tokenizers."""
@@ -60,10 +63,8 @@ def evaluate(
     before each batch.
     """
     batch_size = evaluation_batch_size(model.config)
-    was_training = model.training
-    model.eval()
     found = None
-    try:
+    with without_dropout(model):
         while found is None:
             windows = consecutive_windows(
                 tokens, model.config.n_positions, batch_size * world_size, max_tokens
@@ -77,8 +78,6 @@ def evaluate(
             if found is None:
                 give_back_unused()
                 batch_size //= 2
-    finally:
-        model.train(was_training)
     loss_sum, count = total(found).tolist()
     return Evaluation(loss_sum / count, int(count))
 
@@ -103,6 +102,17 @@ def _score(
         loss = model(idx, goal).item()
         found += torch.tensor([loss * scored, scored], dtype=torch.float64)
     return found
+
+
+@contextmanager
+def without_dropout(model: GPT2) -> Iterator[None]:
+    """The model as it computes outside training, and then again as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def evaluation_batch_size(config: GPT2Config) -> int:

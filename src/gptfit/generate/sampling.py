@@ -140,6 +140,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         ordered = probability.sort(dim=-1, descending=True).values
     # A token goes when those before it already reach p; the first one has none before it.
     surplus = ordered.cumsum(dim=-1) - ordered >= p
+    surplus[..., 0] = False  # also where p is 0 in float32
     least = ordered.masked_fill(surplus, float("inf")).amin(dim=-1, keepdim=True)
     return logits.masked_fill(probability < least, float("-inf"))
 

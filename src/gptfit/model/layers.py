@@ -59,9 +59,14 @@ class MultiHeadAttention(nn.Module):
         )
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        y = self._attend_in_float32(q, k, v, mask) if self.upcast else self._attend(q, k, v, mask)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = self.attention(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What the queries (B, H, T, D) take from keys and values (B, H, S, D): (B, H, T, D)."""
+        return (
+            self._attend_in_float32(q, k, v, mask) if self.upcast else self._attend(q, k, v, mask)
+        )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0
