@@ -56,9 +56,9 @@ class Block:
     def attend(self, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """(B, C) -> (B, C)."""
         B, C = x.shape
-        q, k, v = self.c_attn(x).view(B, 3, self.n_head, 1, C // self.n_head).unbind(1)
-        k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        return self.c_proj(self.attention(q, k, v, mask).reshape(B, C))
+        qkv = self.c_attn(x).view(B, 3, self.n_head, 1, C // self.n_head)
+        k, v = cache.append(self.layer, qkv[:, 1:])  # (B, H, S, D)
+        return self.c_proj(self.attention(qkv[:, 0], k, v, mask).reshape(B, C))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, C) -> (B, C)."""

@@ -222,10 +222,6 @@ class Engine:
 
     def _choose(self, logits: Tensor) -> list[Token]:
         """A token of each row from logits (B, V)."""
-        if not bool(logits.sum().isfinite()):
-            raise DataError(
-                "the model computes NaN or infinity: its weights are damaged; take another checkpoint"
-            )
         requests = [row.request for row in self.rows]
         chosen_from = logits
         if any(request.options.changes_logits for request in requests):
@@ -243,6 +239,12 @@ class Engine:
             part = chosen_from if len(alike) == 1 else chosen_from[places]
             generators = [self.rows[place].generator for place in places]
             ids[places] = choose(part, requests[places[0]].options, generators)
+        chosen = logits.gather(1, ids.clamp(max=self.vocab_size - 1)[:, None])
+        # NaN is the largest to argmax; where it takes part in a sum, a draw falls behind the last.
+        if not bool(chosen.isfinite().all()) or int(ids.max()) == self.vocab_size:
+            raise DataError(
+                "the model computes NaN or infinity: its weights are damaged; take another checkpoint"
+            )
         return [
             _told(token, logits[place], requests[place].top_logprobs)
             for place, token in enumerate(ids.tolist())

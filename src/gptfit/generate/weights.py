@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.levels = 127.0 if torch.cpu._is_vnni_supported() else 63.0
-        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = weight.abs().amax(dim=1) / 127 + TINY
         with warnings.catch_warnings():
             # Quantized tensors are to leave torch; there is no other way yet to this kernel.
             warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
@@ -56,13 +56,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)
-        scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / self.levels
+        largest = x.abs().amax(dim=-1, keepdim=True)
+        scale = torch.add(TINY, largest, alpha=1 / self.levels)
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x / scale, 1.0, 128, self.packed
         )
         return torch.addcmul(self.bias, y, scale) if self.bias is not None else y * scale
 
+
+TINY = torch.tensor(1e-30)
+"""Added to a scale, so that a row of zeros is not divided by zero."""
 
 KINDS: dict[str, Any] = {"float16": Float16Linear, "int8": Int8Linear}
 

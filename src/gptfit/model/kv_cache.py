@@ -11,7 +11,7 @@ from gptfit.config import GPT2Config
 
 
 class KVCache:
-    """Static buffers of shape (L, B, H, S, D) that the attention layers append to.
+    """A static buffer of shape (L, B, 2, H, S, D), keys before values, that the layers append to.
 
     Row b has filled its first ``lengths[b]`` positions; the model moves them on after the last layer.
     """
@@ -24,57 +24,56 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.n_layer, batch_size, config.n_head, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (config.n_layer, batch_size, 2, config.n_head, capacity, config.head_dim)
+        self.buffer = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * batch_size
 
     @property
     def capacity(self) -> int:
         """The positions of a row."""
-        return self.keys.shape[3]
+        return self.buffer.shape[4]
 
     def rows(self, first: int, lengths: Sequence[int]) -> KVCache:
-        """The rows from ``first`` on, which hold so many positions; the buffers are shared."""
+        """The rows from ``first`` on, which hold so many positions; the buffer is shared."""
         part = object.__new__(KVCache)
-        part.keys = self.keys[:, first : first + len(lengths)]
-        part.values = self.values[:, first : first + len(lengths)]
+        part.buffer = self.buffer[:, first : first + len(lengths)]
         part.lengths = list(lengths)
         return part
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Let ``target`` hold the first ``length`` positions of ``source``."""
-        for buffer in (self.keys, self.values):
-            buffer[:, target, :, :length] = buffer[:, source, :, :length]
-
-    def reserve(self, T: int) -> Tensor:
-        """Where the next T tokens of each row go: (B, T), or (1, T) where all rows are as long."""
-        lengths = self.lengths[:1] if self.is_even else self.lengths
-        start = torch.tensor(lengths, device=self.keys.device)
-        self.places = start[:, None] + torch.arange(T, device=self.keys.device)
-        return self.places
+        self.buffer[:, target, :, :, :length] = self.buffer[:, source, :, :, :length]
 
     @property
     def is_even(self) -> bool:
         """Whether all rows hold as many positions."""
         return len(set(self.lengths)) <= 1
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) of one layer where ``reserve`` said; return all its keys and values.
-
-        They are (B, H, S, D), and S reaches to the end of the longest row: what lies behind the end
-        of another row is not its own.
-        """
-        keys, values, end = self.keys[layer], self.values[layer], max(self.lengths) + k.shape[2]
+    def reserve(self, T: int) -> Tensor:
+        """Where the next T tokens of each row go: (B, T), or (1, T) where all rows are as long."""
+        end, device = max(self.lengths) + T, self.buffer.device
         assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
-        if self.is_even:
-            keys[:, :, end - k.shape[2] : end] = k
-            values[:, :, end - k.shape[2] : end] = v
+        start = torch.tensor(self.lengths[:1] if self.is_even else self.lengths, device=device)
+        self.places = start[:, None] + torch.arange(T, device=device)
+        # Cut for all layers at once: to cut is a good part of what a small model's token takes.
+        self._held = self.buffer[..., :end, :].unbind(0)
+        self._new = self.buffer[..., end - T : end, :].unbind(0) if self.is_even else None
+        return self.places
+
+    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, 2, H, T, D) of one layer where ``reserve`` said; return all.
+
+        They are (B, H, S, D) each, and S reaches to the end of the longest row: what lies behind the
+        end of another row is not its own.
+        """
+        held = self._held[layer]
+        if self._new is not None:
+            self._new[layer].copy_(kv)
         else:
-            rows = torch.arange(k.shape[0], device=k.device)[:, None]
-            keys[rows, :, self.places] = k.transpose(1, 2).to(keys.dtype)
-            values[rows, :, self.places] = v.transpose(1, 2).to(values.dtype)
-        return keys[:, :, :end], values[:, :, :end]
+            rows = torch.arange(kv.shape[0], device=kv.device)[:, None]
+            held[rows, :, :, self.places] = kv.permute(0, 3, 1, 2, 4).to(held.dtype)
+        keys, values = held.unbind(1)
+        return keys, values
 
     def advance(self, positions: int) -> None:
         """All layers have appended this many positions to every row."""

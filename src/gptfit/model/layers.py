@@ -58,7 +58,7 @@ class MultiHeadAttention(nn.Module):
             for part in self.c_attn(x).split(C, dim=2)
         )
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+            k, v = cache.append(self.layer, torch.stack((k, v), dim=1))  # (B, H, S, D)
         y = self.attention(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
