@@ -69,23 +69,25 @@ def bench(
     ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
     data: Annotated[
-        list[str] | None, typer.Option(help="Text. [default: the Python language reference]")
+        list[str] | None, typer.Option(help="Text.", show_default="the Python language reference")
     ] = None,
     nanogpt: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A checkout of nanoGPT, whose code is executed."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Turns of each. [default: 5; of whole programs 1]")
+        int | None,
+        typer.Option(min=1, help="Turns of each.", show_default="5; of whole programs 1"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a turn. [default: 5 seconds' worth]")
+        int | None, typer.Option(min=1, help="Steps of a turn.", show_default="5 seconds' worth")
     ] = None,
     contestants: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Against whom: huggingface-tuned,huggingface,nanogpt-tuned,nanogpt. [default: all]",
+            help="Against whom: huggingface-tuned,huggingface,nanogpt-tuned,nanogpt.",
+            show_default="all",
         ),
     ] = None,
     sweep: Annotated[
@@ -94,7 +96,7 @@ def bench(
     recipe: Annotated[
         str | None, typer.Option(help="gptfit's recipe against nanoGPT's: a preset or a file.")
     ] = None,
-    time: Annotated[str | None, typer.Option(help="Of the challenge. [default: 5m]")] = None,
+    time: Annotated[str | None, typer.Option(help="Of the challenge.", show_default="5m")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write JSON, and a PNG beside it.")
     ] = None,

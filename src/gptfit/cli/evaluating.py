@@ -298,7 +298,7 @@ def _notes(scores: list[Score]) -> Iterator[str]:
     for score in scores:
         if score.weights != "float32" and score.model in full:
             more = score.loss / full[score.model] - 1
-            yield f"{score.label}: {more:+.3%} of the loss of float32"
+            yield f"{score.label}: the loss is {more:+.3%} off that with float32 weights"
     limited = any(score.tokens < score.of_tokens for score in scores)
     if limited and len({score.bytes for score in scores}) > 1:
         yield "the models were scored on different lengths of the text; compare with care"

@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
 def list_runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER]...", help="Runs, or folders of runs. [default: runs]"),
+        typer.Argument(
+            metavar="[FOLDER]...", help="Runs, or folders of runs.", show_default="runs"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

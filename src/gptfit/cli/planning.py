@@ -49,7 +49,7 @@ def plan(
         Path | None, typer.Option(help="Write the recipe of the model that is found.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="The device: gptfit devices. [default: this machine's]")
+        str | None, typer.Option(help="The device: gptfit devices.", show_default="this machine's")
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Use no more of the device than this: 8GB, 7.5GiB.")
@@ -59,7 +59,7 @@ def plan(
     ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(help="Train on that many tokens: 300M, 2.5e9. [default: the recipe's]"),
+        typer.Option(help="Train on that many tokens: 300M, 2.5e9.", show_default="the recipe's"),
     ] = None,
     price: Annotated[
         str | None, typer.Option(help='What an hour of the device costs: "2.50 USD".')

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AUTO = "auto"
 TOKENIZER_FIELDS = ("data.tokenizer", "data.bpe_vocab_size")
-Out = Annotated[Path | None, typer.Option(help="The run folder. [default: runs/NAME]")]
+Out = Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")]
 
 
 def register(app: typer.Typer) -> None:

@@ -7,9 +7,9 @@ tenth of the time of a token of GPT-2 124M on a CPU, and more than half of that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,8 +36,8 @@ class Decoder:
             mask = attention_mask(None, places, max(cache.lengths) + 1)
         x = F.embedding(idx, self.wte) + F.embedding(places[:, 0], self.wpe)  # (B, C)
         for block in self.blocks:
-            x = x + block.attend(block.ln_1(x), mask, cache)
-            x = x + block.feed_forward(block.ln_2(x))
+            x += block.attend(block.ln_1(x), mask, cache)
+            x += block.feed_forward(block.ln_2(x))
         cache.advance(1)
         return self.lm_head(self.ln_f(x))[:, : self.config.vocab_size]
 
@@ -67,15 +67,14 @@ class Block:
 
 def layer_norm(module: nn.LayerNorm) -> Function:
     """The module as a function."""
-    shape, weight, bias = module.normalized_shape, module.weight, module.bias
-    return partial(
-        F.layer_norm, normalized_shape=[*shape], weight=weight, bias=bias, eps=module.eps
-    )
+    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
 def linear(module: Any) -> Function:
     """The module as a function, whatever its weights are."""
     if isinstance(module, nn.Linear):
-        return partial(F.linear, weight=module.weight, bias=module.bias)
+        weight, bias = module.weight, module.bias
+        return lambda x: F.linear(x, weight, bias)
     forward: Function = module.forward
     return forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -234,20 +235,21 @@ class Engine:
         alike: dict[object, list[int]] = {}
         for place, request in enumerate(requests):
             alike.setdefault(request.options.filters, []).append(place)
-        ids = torch.empty(len(requests), dtype=torch.long, device=logits.device)
+        ids = torch.zeros(len(requests), dtype=torch.long, device=logits.device)
         for places in alike.values():
-            part = chosen_from if len(alike) == 1 else chosen_from[places]
+            part = slice(None) if len(alike) == 1 else places
             generators = [self.rows[place].generator for place in places]
-            ids[places] = choose(part, requests[places[0]].options, generators)
-        chosen = logits.gather(1, ids.clamp(max=self.vocab_size - 1)[:, None])
+            ids[part] = choose(chosen_from[part], requests[places[0]].options, generators)
         # NaN is the largest to argmax; where it takes part in a sum, a draw falls behind the last.
-        if not bool(chosen.isfinite().all()) or int(ids.max()) == self.vocab_size:
+        values = logits.gather(1, ids.clamp(max=self.vocab_size - 1)[:, None])
+        tokens = ids.tolist()
+        if self.vocab_size in tokens or not all(map(math.isfinite, values.flatten().tolist())):
             raise DataError(
                 "the model computes NaN or infinity: its weights are damaged; take another checkpoint"
             )
         return [
             _told(token, logits[place], requests[place].top_logprobs)
-            for place, token in enumerate(ids.tolist())
+            for place, token in enumerate(tokens)
         ]
 
 

@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.levels = 127.0 if torch.cpu._is_vnni_supported() else 63.0
-        scale = weight.abs().amax(dim=1) / 127 + TINY
+        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
         with warnings.catch_warnings():
             # Quantized tensors are to leave torch; there is no other way yet to this kernel.
             warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
@@ -57,15 +57,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         largest = x.abs().amax(dim=-1, keepdim=True)
-        scale = torch.add(TINY, largest, alpha=1 / self.levels)
+        # A row of zeros becomes NaN and so any integers, which then are multiplied by zero.
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x / scale, 1.0, 128, self.packed
+            x / largest, 1 / self.levels, 128, self.packed
         )
-        return torch.addcmul(self.bias, y, scale) if self.bias is not None else y * scale
+        return torch.addcmul(self.bias, y, largest) if self.bias is not None else y * largest
 
-
-TINY = torch.tensor(1e-30)
-"""Added to a scale, so that a row of zeros is not divided by zero."""
 
 KINDS: dict[str, Any] = {"float16": Float16Linear, "int8": Int8Linear}
 
