@@ -3,6 +3,7 @@
     gptfit bench step --nanogpt DIR --contestants huggingface-tuned,nanogpt --steps 1 --out step.json
     gptfit bench recipe --data input.txt --nanogpt DIR --rounds 2 --out recipe.json
     gptfit bench challenge --data input.txt --out challenge.json
+    python benchmarks/decode.py --out decode.json
     python benchmarks/readme_table.py
 
 reads them in ``benchmarks/results/``; ``input.txt`` is tinyshakespeare.
@@ -58,10 +59,25 @@ def challenge() -> Iterator[str]:
     yield f"| {what} | {found['nats_per_character']:.3f} | {reference} | |"
 
 
+def decode() -> Iterator[str]:
+    """Generated tokens per second, beside the best that Hugging Face has."""
+    stored = json.loads((RESULTS / "decode.json").read_text(encoding="utf-8"))
+    speed = {row["contestant"]: row["tokens_per_second"] for row in stored["rows"]}
+    peers = {name: rate for name, rate in speed.items() if name.startswith("huggingface")}
+    best = max(peers, key=peers.__getitem__)
+    settings = best.removeprefix("huggingface ").replace(" ", ", ")
+    for weights in ("float16", "int8"):
+        ours = speed[f"gptfit {weights}"]
+        yield (
+            f"| GPT-2 124M writes 256 tokens, {weights} weights, tokens/s | {ours:.0f} | "
+            f"Hugging Face ({settings}) {peers[best]:.0f} | {ours / peers[best]:.1f} |"
+        )
+
+
 def table() -> str:
     """The whole table."""
     head = ("| | gptfit | peer | ratio |", "|---|---|---|---|")
-    return "\n".join((*head, *recipe(), *step(), *challenge()))
+    return "\n".join((*head, *recipe(), *step(), *challenge(), *decode()))
 
 
 if __name__ == "__main__":
