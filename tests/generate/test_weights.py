@@ -76,15 +76,23 @@ def test_auto_takes_float16_for_a_large_model_only() -> None:
     assert isinstance(with_weights(large).lm_head, Float16Linear)
 
 
+def test_a_torch_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    with pytest.raises(ConfigError, match=r"int8 needs torch's kernels for x86 .* use float32"):
+        with_weights(GPT2(random_config(0)), "int8")
+
+
 def test_what_it_refuses() -> None:
     model = GPT2(random_config(0))
     with pytest.raises(ConfigError, match="weights=int4 is not known; choose one of auto"):
         with_weights(model, "int4")
-    with torch.no_grad():
-        model.wpe.weight[0, 0] = 1e5
-    with pytest.raises(
-        ConfigError, match="holds weights up to 65,504, and the model has one of 100,000"
-    ):
-        with_weights(model, "float16")
+    for weight in (1e5, float("nan"), float("inf")):
+        with torch.no_grad():
+            model.wpe.weight[0, 0] = weight
+        for weights in ("float16", "int8"):
+            with pytest.raises(
+                ConfigError, match=r"holds weights up to 65,504, and wpe\.weight has"
+            ):
+                with_weights(model, weights)
     with pytest.raises(ConfigError, match="is for a CPU, and the model is on meta"):
         with_weights(GPT2(random_config(0)).to("meta"), "int8")

@@ -64,6 +64,7 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self.bias, y, largest) if self.bias is not None else y * largest
 
 
+PREPACK = {"float16": "linear_prepack_fp16", "int8": "linear_prepack"}
 KINDS: dict[str, Any] = {"float16": Float16Linear, "int8": Int8Linear}
 
 
@@ -96,9 +97,12 @@ def _missing(model: GPT2, weights: str) -> str:
     """Why the model cannot have such weights here; empty where it can."""
     if model.wpe.weight.device.type != "cpu":
         return f"is for a CPU, and the model is on {model.wpe.weight.device.type}"
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+    has_kernel = hasattr(torch.ops.quantized, PREPACK[weights])
+    if torch.backends.quantized.engine not in ("x86", "fbgemm") or not has_kernel:
         return "needs torch's kernels for x86 processors, which this torch has not"
-    largest = max(max(-low, high) for low, high in map(torch.aminmax, model.parameters()))
-    if weights == "float16" and largest > torch.finfo(torch.float16).max:
-        return f"holds weights up to 65,504, and the model has one of {largest:,.0f}"
+    limit = torch.finfo(torch.float16).max  # the embedding is float16 beside int8 matrices too
+    for name, parameter in model.named_parameters():
+        low, high = (bound.item() for bound in parameter.aminmax())
+        if not (-low <= limit and high <= limit):  # NaN is not
+            return f"holds weights up to 65,504, and {name} has {low:,.0f} to {high:,.0f}"
     return ""
