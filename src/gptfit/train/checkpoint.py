@@ -97,6 +97,7 @@ class CheckpointStore:
         self.asynchronous = asynchronous
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future[None] | None = None
+        self._deletions: deque[Future[None]] = deque()
         self._finished: deque[Written] = deque()
 
     def save(
@@ -130,10 +131,12 @@ class CheckpointStore:
         return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Until nothing is being written, or deleted."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
             in_flight.result()
+        while self._deletions:
+            self._deletions.popleft().result()
 
     def load(self, checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
         """A verified checkpoint's training state and optimizer moments.
@@ -238,7 +241,10 @@ class CheckpointStore:
         for path in reversed(whole[self.keep :]):
             if path.name not in kept and not self._is_kept_for_good(path):
                 with suppress(OSError):  # the checkpoint is written all the same
-                    recovery.drop(path)
+                    # A file system takes its time to give gigabytes back: nobody waits for it.
+                    left = recovery.drop(path)
+                    deletion = self._writer.submit(shutil.rmtree, left, ignore_errors=True)
+                    self._deletions.append(deletion)
 
     def _is_kept_for_good(self, path: Path) -> bool:
         return self.keep_every is not None and recovery.step_of(path) % self.keep_every == 0

@@ -99,12 +99,11 @@ def clear(run: Path) -> None:
         shutil.rmtree(dropped, ignore_errors=True)
 
 
-def drop(folder: Path) -> None:
-    """Delete a checkpoint; whoever is interrupted leaves nothing behind that looks like one."""
+def drop(folder: Path) -> Path:
+    """Take a checkpoint's name from it; what is left, returned, is no checkpoint and to be deleted."""
     dropped = folder.with_name(DROPPED + folder.name)
     shutil.rmtree(dropped, ignore_errors=True)
-    folder.rename(dropped)
-    shutil.rmtree(dropped, ignore_errors=True)
+    return folder.rename(dropped)
 
 
 def turn_to(run: Path, checkpoint: Path, best_step: int | None) -> list[Path]:
