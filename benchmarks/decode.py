@@ -144,6 +144,44 @@ def measure(names: list[str], folder: Path, rounds: int) -> tuple[dict[str, list
     return seconds, tokens
 
 
+def results(seconds: dict[str, list[float]], tokens: Any, read: int) -> dict[str, Any]:
+    """Speeds of all, and what they are of the best peer and of the limit of ``read`` weights."""
+    bandwidth = READS * READ_BYTES / statistics.median(seconds.pop(BANDWIDTH))
+    best_peer = max(
+        (NEW / statistics.median(times) for name, times in seconds.items() if name in PEERS),
+        default=float("nan"),
+    )
+    rows = []
+    for name, times in seconds.items():
+        count = sum(map(len, tokens[name]))
+        speed = count / statistics.median(times)
+        limit = bandwidth / (read * BYTES[name.split()[1]])
+        rows.append(
+            {
+                "contestant": name,
+                "tokens_per_second": speed,
+                "least": count / max(times),
+                "most": count / min(times),
+                "of_best_huggingface": speed / best_peer,
+                "limit": limit,
+                "of_limit": speed / limit,
+            }
+        )
+    return {"bandwidth": bandwidth, "rows": rows}
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The rows, as the lab book has them."""
+    lines = ["| contestant | tokens/s | least to most | × best of Hugging Face | of limit |"]
+    lines.append("|---|---|---|---|---|")
+    for row in stored["rows"]:
+        lines.append(
+            f"| {row['contestant']} | {row['tokens_per_second']:.1f} | {row['least']:.1f} to "
+            f"{row['most']:.1f} | {row['of_best_huggingface']:.2f} | {row['of_limit']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Make the model, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -164,44 +202,14 @@ def main() -> None:
         )
         del model
         seconds, tokens = measure(names, folder, arguments.rounds)
-    bandwidth = READS * READ_BYTES / statistics.median(seconds.pop(BANDWIDTH))
-    rows = []
-    best_peer = max(
-        (NEW / statistics.median(times) for name, times in seconds.items() if name in PEERS),
-        default=float("nan"),
-    )
-    for name, times in seconds.items():
-        count = sum(map(len, tokens[name]))
-        speed = count / statistics.median(times)
-        limit = bandwidth / (read * BYTES[name.split()[1]])
-        rows.append(
-            {
-                "contestant": name,
-                "tokens_per_second": speed,
-                "least": count / max(times),
-                "most": count / min(times),
-                "of_best_huggingface": speed / best_peer,
-                "limit": limit,
-                "of_limit": speed / limit,
-            }
-        )
-    print(
-        f"{arguments.preset}, {torch.get_num_threads()} threads, prompt {PROMPT}, {NEW} new tokens;"
-    )
-    print(f"the memory gives {bandwidth / 1e9:.1f} GB/s; greedy tokens of gptfit float32 and of")
+    stored = results(seconds, tokens, read)
     same = tokens.get(GPTFIT[0]) == tokens.get(PEERS[0])
-    print(f"Hugging Face float32 are {'the same' if same else 'NOT the same'}\n")
-    print("| contestant | tokens/s | least to most | × best of Hugging Face | of limit |")
-    print("|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['contestant']} | {row['tokens_per_second']:.1f} | {row['least']:.1f} to "
-            f"{row['most']:.1f} | {row['of_best_huggingface']:.2f} | {row['of_limit']:.0%} |"
-        )
+    print(f"{arguments.preset}, {torch.get_num_threads()} threads, prompt {PROMPT}, {NEW} new;")
+    print(f"the memory gives {stored['bandwidth'] / 1e9:.1f} GB/s; greedy tokens of gptfit float32")
+    print(f"and of Hugging Face float32 are {'the same' if same else 'NOT the same'}\n")
+    print(table(stored))
     if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"bandwidth": bandwidth, "rows": rows}, indent=2) + "\n"
-        )
+        arguments.out.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":

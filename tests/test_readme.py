@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -75,3 +76,9 @@ def test_the_table_of_speed_is_that_of_the_stored_results() -> None:
     shown = re.search(r"## How fast\n.*?\n\n(\|.*?)\n\n", README, re.DOTALL)
     assert shown is not None
     assert shown[1] == runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))["table"]()
+
+
+def test_the_lab_book_shows_the_stored_results_of_generation() -> None:
+    shown = runpy.run_path(str(ROOT / "benchmarks" / "decode.py"))["table"]
+    stored = json.loads((ROOT / "benchmarks/results/decode.json").read_text(encoding="utf-8"))
+    assert shown(stored) in (ROOT / "docs" / "lab-book.md").read_text(encoding="utf-8")

@@ -253,20 +253,11 @@ def load(model: str, device: str, weights: str = "float32") -> tuple[GPT2, Token
 
 
 def load_network(model: str, device: str, weights: str = "float32") -> GPT2:
-    """The model alone, its files verified where they have a manifest."""
-    from gptfit.config import RunConfig
-    from gptfit.formats.hf import load_config, load_model
-    from gptfit.formats.integrity import MANIFEST, verify
+    """The model alone."""
     from gptfit.formats.locate import find_model
-    from gptfit.generate.weights import with_weights
-    from gptfit.train.device import choose_device
+    from gptfit.train.inference import load_for_inference
 
-    folder = find_model(model)
-    if (folder / MANIFEST).is_file():
-        verify(folder, without="training")
-    config = load_config(folder)
-    where = choose_device(RunConfig(device=device).device, "float32", config).torch_device
-    return with_weights(load_model(folder, where).eval(), weights)
+    return load_for_inference(find_model(model), device, weights)
 
 
 def _stream(prompt: str, pieces: Timed) -> None:

@@ -50,7 +50,11 @@ def prepare(
     _remove_leftovers(out)
     if _is_same(out, text, tokenizer, val_fraction):
         return TokenDataset.open(out)
-    _require_characters(text, tokenizer)
+    require_characters(
+        text,
+        tokenizer,
+        "use tokenizer=char to make a vocabulary of this text, or tokenizer=bpe",
+    )
     _require_space(out, text, tokenizer)
     try:
         with _temporary_folder(out) as folder:
@@ -93,7 +97,7 @@ def _is_same(out: Path, text: TextSource, tokenizer: Tokenizer, val_fraction: fl
     )
 
 
-def _require_characters(text: TextSource, tokenizer: Tokenizer) -> None:
+def require_characters(text: TextSource, tokenizer: Tokenizer, way_out: str) -> None:
     """A character tokenizer made from another text may not know all characters of this one."""
     if tokenizer.characters is None:
         return
@@ -101,8 +105,8 @@ def _require_characters(text: TextSource, tokenizer: Tokenizer) -> None:
     if unknown:
         shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
         raise DataError(
-            f"{text.description} has {len(unknown)} characters that the vocabulary lacks: {shown}; "
-            "use tokenizer=char to make a vocabulary of this text, or tokenizer=bpe"
+            f"{text.description} has {len(unknown)} characters that the vocabulary lacks: "
+            f"{shown}; {way_out}"
         )
 
 

@@ -28,7 +28,9 @@ CHUNKS_AHEAD = 4
 """How many may wait to be hashed; they keep their tensors in memory."""
 BUFFERED = io.DEFAULT_BUFFER_SIZE
 """Smaller writes may still be on their way to the system."""
-LINUX = sys.platform == "linux"
+SYNC_FILE_RANGE = (
+    getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+)
 SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -75,9 +77,10 @@ def _chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Itera
 
 def _begin_writing_out(descriptor: int, start: int, size: int) -> None:
     """Let Linux write this part of a file to the disk now, so that fsync finds little left to wait for."""
-    begin = getattr(ctypes.CDLL(None), "sync_file_range", None) if LINUX else None
-    if begin is not None and size > BUFFERED:
-        begin(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE)
+    if SYNC_FILE_RANGE is not None and size > BUFFERED:
+        SYNC_FILE_RANGE(
+            descriptor, ctypes.c_int64(start), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE
+        )
 
 
 def _hash(digest: hashlib._Hash, chunks: Queue[memoryview | None]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptfit.data import TextSource, TokenDataset, Tokenizer
+from gptfit.data.preparation import require_characters
 from gptfit.data.token_bytes import token_bytes
 from gptfit.errors import DataError
 
@@ -29,7 +30,8 @@ class HeldOut:
         Raises ``DataError`` for what is not text, and for characters without a token.
         """
         total_bytes = text.total_bytes
-        _require_characters(text, tokenizer)
+        way_out = "leave them out, or train a model with tokenizer=bpe, which knows all"
+        require_characters(text, tokenizer, way_out)
         tokens = np.concatenate(list(_encoded(text, tokenizer)))
         return cls(tokens, _exact(token_bytes(tokenizer), tokens, total_bytes))
 
@@ -62,20 +64,6 @@ def _encoded(text: TextSource, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
         for chunk in document:
             yield tokenizer.encode(cutter.push(chunk))
         yield tokenizer.encode(cutter.flush())
-
-
-def _require_characters(text: TextSource, tokenizer: Tokenizer) -> None:
-    """A character tokenizer made from another text may not know all characters of this one."""
-    if tokenizer.characters is None:
-        return
-    unknown = sorted(text.characters.difference(tokenizer.characters))
-    if unknown:
-        shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
-        raise DataError(
-            f"{text.description} has {len(unknown)} characters that the model's vocabulary of "
-            f"{tokenizer.vocab_size} lacks: {shown}; leave them out, or train a model with "
-            "tokenizer=bpe, which knows all"
-        )
 
 
 def _exact(

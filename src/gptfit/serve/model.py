@@ -6,18 +6,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptfit.config import RunConfig
 from gptfit.data import Tokenizer
 from gptfit.data.gpt2_vocabulary import has_vocabulary
 from gptfit.data.tokenizer import TOKENIZER_FILE
 from gptfit.errors import DataError
-from gptfit.formats.hf import PICKLED_WEIGHTS, load_config, load_model, weight_files
-from gptfit.formats.integrity import MANIFEST, read_manifest, sha256, verify
+from gptfit.formats.hf import PICKLED_WEIGHTS, weight_files
+from gptfit.formats.integrity import MANIFEST, read_manifest, sha256
 from gptfit.formats.locate import find_model
-from gptfit.generate.weights import with_weights
 from gptfit.model import GPT2
 from gptfit.serve.chat_template import ChatTemplate, find_chat_template
-from gptfit.train.device import choose_device
+from gptfit.train.inference import load_for_inference
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,7 @@ class ServedModel:
     ) -> ServedModel:
         """The model of a run, a checkpoint folder or a hub id, under the last part of its path."""
         folder = find_model(where)
-        if (folder / MANIFEST).is_file():
-            verify(folder, without="training")
-        config = load_config(folder)
-        hashes = _hashes(folder)
-        target = choose_device(RunConfig(device=device).device, "float32", config).torch_device
-        network = with_weights(load_model(folder, target).eval(), weights)
+        network, hashes = load_for_inference(folder, device, weights), _hashes(folder)
         path = Path(where)
         name = name or (path.resolve().name if path.exists() else where)
         if not (folder / TOKENIZER_FILE).is_file() and not has_vocabulary(folder):
